@@ -1,0 +1,7 @@
+"""`python -m resrepro` is `resrepro`."""
+
+import sys
+
+from resrepro.cli import main
+
+sys.exit(main())

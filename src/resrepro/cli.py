@@ -1,0 +1,206 @@
+"""The command line: `resrepro COMMAND key=value …`.
+
+Each command is a function that imports what it needs, so that help answers at once.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from resrepro import __version__
+from resrepro.errors import ConfigError, Interrupted, ResreproError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A word of the command line: what it does, in a line, and the function that does it."""
+
+    summary: str
+    run: Callable[[list[str]], int]
+
+
+def train(words: list[str]) -> int:
+    """Trains one run, or with -m a sweep of them through Hydra's launcher."""
+    from resrepro import composition
+
+    if composition.parse(words).multirun:
+        from resrepro.sweep import train_sweep
+
+        return train_sweep(words)
+    composed = composition.compose_one("train", words)
+    if composed is not None:
+        from resrepro.config import from_mapping
+        from resrepro.sweep import train_one
+
+        train_one(from_mapping(composed))
+    return 0
+
+
+def construct(words: list[str]) -> int:
+    """Makes a deeper net from a trained one by identity layers."""
+    from resrepro import composition
+
+    composed = composition.compose_one("construct", words)
+    if composed is None:
+        return 0
+    for key, example in (("run", "outputs/digits/plain-20-s0"), ("depth", "56")):
+        if composed[key] is None:
+            raise ConfigError(f"{key} is not given, as in {key}={example}")
+
+    from dataclasses import replace
+    from pathlib import Path
+
+    from resrepro.config import from_mapping
+    from resrepro.constructed import constructed_from
+    from resrepro.run_directory import RunDirectory
+    from resrepro.sweep import train_one
+
+    source = RunDirectory(Path(composed.run))
+    made = constructed_from(source, composed.depth, composed.recipe.iterations)
+    train_one(from_mapping(replace(made, device=composed.device).to_dict(), is_used=False))
+    return 0
+
+
+def reproduce(words: list[str]) -> int:
+    """Runs a study, then makes its figures and table."""
+    from resrepro import composition, study
+
+    own, of_runs = study.split_words(words)
+    composed = composition.compose_one("reproduce", own)
+    if composed is None:
+        return 0
+    plan = study.plan_study(composed, of_runs, composition.parse(own).config_dir)
+    incomplete = study.run_study(plan)
+
+    from resrepro.paper.artefacts import make_artefacts
+
+    for line in make_artefacts(plan.outputs, plan.experiment, plan.artefacts):
+        print(line)
+    if incomplete:
+        raise ResreproError(f"{incomplete} of {len(plan.runs)} runs are not complete")
+    return 0
+
+
+def plot(words: list[str]) -> int:
+    """Draws figures from the run directories there are."""
+    from resrepro import composition
+
+    composed = composition.compose_one("plot", words)
+    if composed is not None:
+        from resrepro.paper import artefacts, curves, figures
+
+        names = [composed.figure] if isinstance(composed.figure, str) else list(composed.figure)
+        figures.check_names(names)
+        experiment = curves.choose_experiment(composed.outputs, composed.experiment)
+        for line in artefacts.make_artefacts(composed.outputs, experiment, names):
+            print(line)
+    return 0
+
+
+def report(words: list[str]) -> int:
+    """Makes every artefact there can be of an experiment, and the page that shows them."""
+    from resrepro import composition
+
+    composed = composition.compose_one("report", words)
+    if composed is not None:
+        from resrepro.paper import artefacts, curves
+
+        experiment = curves.choose_experiment(composed.outputs, composed.experiment)
+        for line in artefacts.make_artefacts(composed.outputs, experiment, ["report"]):
+            print(line)
+    return 0
+
+
+def status(words: list[str]) -> int:
+    """Prints a table of the runs there are."""
+    from resrepro import composition
+
+    composed = composition.compose_one("status", words)
+    if composed is not None:
+        from resrepro.status import status_report
+
+        print(status_report(composed.outputs, composed.experiment))
+    return 0
+
+
+def data(words: list[str]) -> int:
+    """Fetches, verifies and prepares a data set."""
+    from resrepro import composition
+
+    composed = composition.compose_one("data", words)
+    if composed is not None:
+        from resrepro.config import data_from_mapping
+        from resrepro.data import load
+        from resrepro.interruption import watched
+
+        with watched():
+            print(load(data_from_mapping(composed.data)))
+    return 0
+
+
+COMMANDS = {
+    "train": Command("train one net, or sweep over many with -m", train),
+    "reproduce": Command("run a whole study, then make its figures and table", reproduce),
+    "construct": Command("make a deeper net from a trained one by identity layers", construct),
+    "plot": Command("draw the paper's figures from the runs there are", plot),
+    "report": Command("make one page of an experiment: verdicts, figures, table 6", report),
+    "status": Command("show all runs: state, errors, speed, time left", status),
+    "data": Command("fetch, verify and prepare a data set ahead of a sweep", data),
+}
+
+
+def usage() -> str:
+    """The commands, a line each."""
+    lines = [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "resrepro reproduces the degradation study of the ResNet paper (He et al. 2015).",
+            "",
+            "usage: resrepro COMMAND [key=value ...]",
+            "",
+            *lines,
+            "",
+            "resrepro COMMAND --help shows a command's keys and their defaults.",
+            "To begin: resrepro reproduce study=digits",
+        ]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command.
+
+    Returns:
+        The exit status: 0 done, 2 the arguments are wrong, 1 anything else that failed,
+        128 + the signal's number where a signal ended it.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] == "-V" or "--version" in words:
+        print(f"resrepro {__version__}")
+        return 0
+    name = words[0]
+    try:
+        if name not in COMMANDS:
+            raise ConfigError(f"there is no command {name}; choose one of {', '.join(COMMANDS)}")
+        return COMMANDS[name].run(words[1:])
+    except (ResreproError, OSError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"resrepro {name}: {one_line(error)}", file=sys.stderr)
+        return error.status if isinstance(error, ResreproError) else 1
+    except Interrupted as stop:
+        print(f"resrepro {name}: stopped; the same command goes on from here", file=sys.stderr)
+        return stop.status
+    except KeyboardInterrupt:
+        print(f"resrepro {name}: stopped", file=sys.stderr)
+        return 130
+
+
+def one_line(error: Exception) -> str:
+    """An error's message as one line; a system error with the file it speaks of."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())

@@ -1,0 +1,348 @@
+"""What a configuration may say, and which part of it identifies a run.
+
+Hydra composes the files under conf/; this module gives the result types, checks every value
+with a sentence that says what would be right, and tells two runs apart.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from resrepro.errors import ConfigError
+
+
+@dataclass
+class Model:
+    """A net's family (paper, section 3.3)."""
+
+    name: str
+    width: int = 16
+    shortcut: str | None = None
+
+
+@dataclass
+class Data:
+    """A data set, and how its pixels are prepared."""
+
+    name: str
+    split: str = "test"
+    mean: str = "pixel"
+    image_size: int | None = None
+    root: str | None = None
+    cache: str | None = None
+    archive: str | None = None
+    url: Any = None  # one mirror, or several
+    sha256: str | None = None
+
+
+@dataclass
+class WarmUp:
+    """A lower rate at the start of deep nets' runs (paper, section 4.2, on 110 layers)."""
+
+    depth: int | None = None
+    learning_rate: float = 0.01
+    until_error: float = 80.0
+
+
+@dataclass
+class Recipe:
+    """How a net is trained; everything is counted in iterations."""
+
+    name: str
+    iterations: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    drops: list[float]
+    padding: int
+    flip: bool
+    warm_up: WarmUp = field(default_factory=WarmUp)
+
+
+@dataclass
+class Constructed:
+    """Where the weights of a constructed solution come from (paper, section 1).
+
+    Attributes:
+        depth: of the trained, shallower net.
+        weights: SHA-256 of its checkpoint.
+        run: its run directory.
+    """
+
+    depth: int
+    weights: str
+    run: str
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    model: Model
+    depth: int
+    seed: int
+    data: Data
+    recipe: Recipe
+    precision: str = "float32"
+    compile: bool = False
+    deterministic: bool = False
+    evaluate_every: int | None = None
+    device: str = "auto"
+    threads: int | None = None
+    checkpoint_seconds: float = 60.0
+    outputs: str = "outputs"
+    experiment: str = "default"
+    tag: str | None = None
+    constructed: Constructed | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's name, which is also its directory's: plain-56-s0, plain-56-s0-lr0.05."""
+        name = f"{self.model.name}-{self.depth}-s{self.seed}"
+        return f"{name}-{self.tag}" if self.tag else name
+
+    @property
+    def directory(self) -> Path:
+        """Where the run's files lie."""
+        return Path(self.outputs).expanduser() / self.experiment / self.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, as written to config.yaml; keys that do not apply are left out."""
+        config = asdict(self)
+        for group in ("model", "data"):
+            config[group] = {k: v for k, v in config[group].items() if v is not None}
+        if self.constructed is None:
+            del config["constructed"]
+        return config
+
+
+# Keys that say where a run happens, how it is watched or what it is called. All others can
+# change its numbers, and identify it. The data's content is identified by its digest.
+WHEREABOUTS = frozenset(
+    {
+        "outputs",
+        "experiment",
+        "tag",
+        "device",
+        "threads",
+        "checkpoint_seconds",
+        "recipe.name",
+        "data.root",
+        "data.cache",
+        "data.archive",
+        "data.url",
+        "data.sha256",
+        "constructed.run",
+    }
+)
+
+# Beyond these it is a slip of the hand, and would only be noticed when the memory is full.
+DEEPEST, WIDEST, MOST_THREADS = 12_002, 4096, 1024
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+,-]{0,99}")
+
+
+Schema = TypeVar("Schema", Config, Data)
+
+
+def from_mapping(composed: DictConfig | Mapping[str, Any], is_used: bool = True) -> Config:
+    """Gives a composed configuration its types and checks it.
+
+    Args:
+        composed: what Hydra composed, or config.yaml holds.
+        is_used: whether the folders it names must be there; not for a run that is looked at.
+
+    Raises:
+        ConfigError: naming the key, what was wrong with it and what would be right.
+    """
+    config = _typed(Config, composed)
+    for complaint in complaints(config):
+        raise ConfigError(complaint)
+    _check_data(config.data, is_used)
+    return config
+
+
+def data_from_mapping(composed: DictConfig) -> Data:
+    """The same for a data set alone."""
+    data = _typed(Data, composed)
+    _check_data(data, is_used=True)
+    return data
+
+
+def _typed(schema: type[Schema], composed: DictConfig | Mapping[str, Any]) -> Schema:
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), cast(DictConfig, composed))
+        return cast(Schema, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    except OverflowError as error:  # an integer where a float is wanted
+        values = flatten(cast(Mapping[str, Any], composed))
+        huge = [k for k, v in values.items() if isinstance(v, int) and abs(v) >= 2**63]
+        raise ConfigError(f"{', '.join(huge)}: must be a smaller number") from error
+
+
+def _check_data(data: Data, is_used: bool) -> None:
+    if isinstance(data.url, str):
+        data.url = [data.url]
+    for complaint in (*data_complaints(data), *(place_complaints(data) if is_used else ())):
+        raise ConfigError(complaint)
+
+
+def explain(error: OmegaConfBaseException) -> str:
+    """One line for an OmegaConf error: the key, then what was wrong with it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    sentence = lines[0].rstrip(".") if lines else type(error).__name__
+    key = getattr(error, "full_key", None)
+    return f"{key}: {sentence}" if key and str(key) not in sentence else sentence
+
+
+def complaints(config: Config) -> Iterator[str]:
+    """Yields a sentence for each value that cannot be right."""
+    yield from net_complaints(config.model, config.depth)
+    # A constructed solution is there before it is trained.
+    yield from at_least("recipe.iterations", config.recipe.iterations, int(not config.constructed))
+    yield from recipe_complaints(config.recipe)
+    if not 0 <= config.seed < 2**63:
+        yield f"seed={config.seed}: must be a whole number from 0 to 2^63-1"
+    yield from choice("precision", config.precision, ("float32", "tf32", "bfloat16"))
+    if not re.fullmatch(r"auto|cpu|cuda|cuda:\d+", config.device):
+        yield f"device={config.device}: must be auto, cpu, cuda or cuda:N"
+    if config.evaluate_every is not None:
+        yield from at_least("evaluate_every", config.evaluate_every, 1)
+    if config.threads is not None:
+        yield from at_least("threads", config.threads, 1)
+        yield from at_most("threads", config.threads, MOST_THREADS)
+    if not config.checkpoint_seconds >= 0:
+        yield f"checkpoint_seconds={config.checkpoint_seconds}: must be 0 or more"
+    for key, word in (("experiment", config.experiment), ("tag", config.tag)):
+        if word is not None and not WORD.fullmatch(word):
+            yield (
+                f"{key}={word}: is part of a folder's name, so use up to 100 letters, digits and "
+                ". _ - = + , and begin with a letter or digit"
+            )
+
+
+def net_complaints(model: Model, depth: int) -> Iterator[str]:
+    """Yields a sentence for each value of a net that cannot be right."""
+    if depth < 8 or (depth - 2) % 6 != 0:
+        near = max(8, (depth + 1) // 6 * 6 + 2)
+        yield (
+            f"depth={depth}: a CIFAR net has 6n+2 weighted layers (paper, section 4.2): "
+            f"8, 14, 20, 26, 32, …; the nearest is {near}"
+        )
+    elif depth > DEEPEST:
+        yield f"depth={depth}: must be {DEEPEST} or less, ten times the paper's deepest net"
+    yield from choice("model.name", model.name, ("plain", "residual"))
+    if model.name == "residual":
+        yield from choice("model.shortcut", model.shortcut, ("A", "B"))
+    elif model.shortcut is not None:
+        yield f"model.shortcut={model.shortcut}: a plain net has no shortcuts; use model=residual"
+    yield from at_least("model.width", model.width, 1)
+    yield from at_most("model.width", model.width, WIDEST)
+
+
+def recipe_complaints(recipe: Recipe) -> Iterator[str]:
+    """Yields a sentence for each value of a recipe that cannot be right."""
+    yield from at_least("recipe.batch_size", recipe.batch_size, 2)
+    yield from at_least("recipe.padding", recipe.padding, 0)
+    yield from positive("recipe.learning_rate", recipe.learning_rate)
+    yield from fraction("recipe.momentum", recipe.momentum)
+    yield from fraction("recipe.weight_decay", recipe.weight_decay)
+    drops = recipe.drops if isinstance(recipe.drops, list) else [0.0]  # an interpolation, say
+    if sorted(drops) != drops or not all(0 < drop < 1 for drop in drops):
+        yield (
+            f"recipe.drops={recipe.drops}: must be rising fractions of the run between 0 and 1, "
+            "such as [0.5,0.75]"
+        )
+    if recipe.warm_up.depth is not None:
+        yield from positive("recipe.warm_up.learning_rate", recipe.warm_up.learning_rate)
+        if not 0 < recipe.warm_up.until_error <= 100:
+            yield "recipe.warm_up.until_error: must be a percentage between 0 and 100"
+
+
+def data_complaints(data: Data) -> Iterator[str]:
+    """Yields a sentence for each value of a data set that cannot be right."""
+    yield from choice("data.name", data.name, ("cifar10", "cifar100", "digits", "image_folder"))
+    yield from choice("data.split", data.split, ("test", "validation"))
+    yield from choice("data.mean", data.mean, ("pixel", "channel"))
+    if data.image_size is not None:
+        yield from at_least("data.image_size", data.image_size, 8)
+
+
+def place_complaints(data: Data) -> Iterator[str]:
+    """Yields a sentence for a place that a data set cannot come from."""
+    if data.name == "image_folder":
+        if data.root is None:
+            yield (
+                "data.root is not given: name the folder that holds train/<class>/ and "
+                "test/<class>/, as in data=image_folder data.root=DIR"
+            )
+        elif not Path(data.root).expanduser().is_dir():
+            yield f"data.root={data.root}: there is no such folder"
+
+
+def choice(key: str, value: object, options: tuple[str, ...]) -> Iterator[str]:
+    """Complains of a value that is none of the options."""
+    if value not in options:
+        yield f"{key}={value}: must be {', '.join(options[:-1])} or {options[-1]}"
+
+
+def at_least(key: str, value: int, least: int) -> Iterator[str]:
+    """Complains of a whole number that is too small."""
+    if value < least:
+        yield f"{key}={value}: must be {least} or more"
+
+
+def at_most(key: str, value: int, most: int) -> Iterator[str]:
+    """Complains of a whole number that no machine could deal with."""
+    if value > most:
+        yield f"{key}={value}: must be {most} or less"
+
+
+def positive(key: str, value: float) -> Iterator[str]:
+    """Complains of what is not a positive, finite number."""
+    if not (value > 0 and math.isfinite(value)):
+        yield f"{key}={value}: must be a positive number"
+
+
+def fraction(key: str, value: float) -> Iterator[str]:
+    """Complains of what is not in [0, 1)."""
+    if not 0 <= value < 1:
+        yield f"{key}={value}: must be at least 0 and less than 1"
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots, as on the command line."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """Every key that can change the run's numbers, flattened."""
+    return {k: v for k, v in flatten(config.to_dict()).items() if k not in WHEREABOUTS}
+
+
+def config_hash(config: Config) -> str:
+    """Sixteen hexadecimal digits that stand for the run's identity."""
+    canonical = json.dumps(identity(config), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """The identifying keys in which two configurations differ, with the value in each."""
+    a, b = identity(one), identity(other)
+    keys = sorted(a.keys() | b.keys())
+    return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}

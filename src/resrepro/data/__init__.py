@@ -1,0 +1,92 @@
+"""The data sets, each as two arrays of uint8 images with their labels."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from resrepro import config, randomness
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory, or mapped from a file.
+
+    Attributes:
+        train_images: uint8 (N, C, H, W).
+        train_labels: int64 (N,), from 0 to classes - 1.
+        test_images: uint8 (M, C, H, W).
+        test_labels: int64 (M,).
+        classes: how many there are.
+        digest: SHA-256 of the images and labels.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    classes: int
+    digest: str
+
+    @property
+    def channels(self) -> int:
+        """3 for colour, 1 for grey."""
+        return int(self.train_images.shape[1])
+
+    def __str__(self) -> str:
+        _, channels, height, width = self.train_images.shape
+        return (
+            f"{len(self.train_labels):,} training and {len(self.test_labels):,} test images of "
+            f"{height}x{width} pixels in {channels} channel{'s' if channels > 1 else ''}, "
+            f"{self.classes} classes; SHA-256 {self.digest}"
+        )
+
+
+def load(data: config.Data) -> Dataset:
+    """Loads a data set; fetches and prepares it first where that has not been done.
+
+    Raises:
+        ResreproError: it cannot be had, or is not what it should be.
+    """
+    # Each of them brings its own library, so only the one that is asked for is imported.
+    if data.name == "digits":
+        from resrepro.data.digits import load_digits
+
+        dataset = load_digits()
+    elif data.name == "image_folder":
+        from resrepro.data.image_folder import load_image_folder
+
+        dataset = load_image_folder(data)
+    else:
+        from resrepro.data.cifar import load_cifar
+
+        dataset = load_cifar(data)
+    return hold_out(dataset) if data.split == "validation" else dataset
+
+
+def hold_out(dataset: Dataset) -> Dataset:
+    """Replaces the test set by a tenth of the training set (paper: 45k/5k on CIFAR-10).
+
+    Every tenth image of each class in a fixed random order, so the split is stratified.
+    """
+    labels = dataset.train_labels
+    order = randomness.permutation(0, "split", 0, len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    held_out = np.zeros(len(labels), dtype=bool)
+    held_out[order[::10]] = True
+    return replace(
+        dataset,
+        train_images=dataset.train_images[~held_out],
+        train_labels=labels[~held_out],
+        test_images=dataset.train_images[held_out],
+        test_labels=labels[held_out],
+    )
+
+
+def digest_of(*arrays: np.ndarray) -> str:
+    """SHA-256 of arrays' shapes and content."""
+    sha256 = hashlib.sha256()
+    for array in arrays:
+        sha256.update(f"{array.dtype.str}{array.shape}".encode())
+        sha256.update(np.ascontiguousarray(array).data)
+    return sha256.hexdigest()

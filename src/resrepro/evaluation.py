@@ -1,0 +1,39 @@
+"""The errors of a net in evaluation mode."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resrepro.data.batches import Batches
+
+
+def arithmetic(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """Autocast for bfloat16; the other precisions are settings of the process."""
+    if precision == "bfloat16":
+        return lambda: torch.autocast(device.type, torch.bfloat16)
+    return nullcontext
+
+
+@torch.no_grad()
+def errors(network: nn.Module, batches: Batches, split: str, precision: str) -> tuple[float, float]:
+    """Mean loss and error (percent) on the unaugmented images of a split.
+
+    The net is left in training mode.
+    """
+    network.eval()
+    autocast = arithmetic(precision, batches.device)
+    loss = torch.zeros((), dtype=torch.float64, device=batches.device)
+    wrong = torch.zeros((), dtype=torch.int64, device=batches.device)
+    count = 0
+    for x, labels in batches.unaugmented(split):
+        with autocast():
+            logits: Tensor = network(x)
+        loss += F.cross_entropy(logits.float(), labels, reduction="sum")
+        wrong += (logits.argmax(1) != labels).sum()
+        count += len(labels)
+    network.train()
+    return loss.item() / count, 100 * wrong.item() / count

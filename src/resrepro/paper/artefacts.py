@@ -1,0 +1,53 @@
+"""All that a study is for, made from its run directories, with what is missing named."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from resrepro.paper.claims import write_claims
+from resrepro.paper.curves import collect
+from resrepro.paper.figures import FIGURES, plot_figures
+from resrepro.paper.report import Part, write_report
+from resrepro.paper.responses import measure_missing
+from resrepro.paper.table import final_errors, write_table
+
+EVERYTHING = (*FIGURES, "table6", "claims", "report")
+
+
+def make_artefacts(outputs: str, experiment: str, artefacts: list[str]) -> Iterator[str]:
+    """Makes figures, table, verdicts and the report, or some of them; yields lines to print.
+
+    Raises:
+        ResreproError: there is nothing to make them from.
+    """
+    folder = Path(outputs).expanduser() / experiment
+    wanted = set(EVERYTHING if "report" in artefacts else artefacts)
+    figures = [name for name in FIGURES if name in wanted]
+    groups = collect(outputs, experiment)
+    unmeasured: dict[str | None, list[str]] = {}
+    if {"figure7", "claims"} & wanted:
+        unmeasured = {group.tag: list(measure_missing(group)) for group in groups}
+        groups = collect(outputs, experiment)
+
+    files: list[str] = []
+    parts = []
+    for group in groups:
+        drawn, not_drawn = plot_figures(group, folder / "figures", figures)
+        missing = [*group.missing, *not_drawn, *unmeasured.get(group.tag, [])]
+        files += map(str, drawn)
+        if "table6" in wanted:
+            yield f"final errors, {group.title}:\n\n{final_errors(group)}\n"
+            files.append(str(write_table(group, folder / "tables")))
+        verdicts = []
+        if "claims" in wanted:
+            verdicts = write_claims(group, folder)
+            yield from (f"{verdict.verdict:<13}{verdict.claim}" for verdict in verdicts)
+            counts = Counter(verdict.verdict for verdict in verdicts)
+            summary = ", ".join(f"{count} {word}" for word, count in counts.items())
+            files.append(f"{folder / 'claims.md'} ({summary})")
+            yield ""
+        yield from (f"missing: {text}" for text in missing)
+        parts.append(Part(group, drawn, verdicts, missing))
+    yield from files
+    if "report" in wanted:
+        yield str(write_report(experiment, parts, folder / "report.html"))

@@ -1,0 +1,304 @@
+"""The runs of an experiment as the paper shows them: nets, each with a run for every seed."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resrepro.config import Config, differences
+from resrepro.errors import ResreproError
+from resrepro.run_directory import Row, RunDirectory, find_experiments, find_runs
+
+PAPER_WIDTH = 16
+# In these the runs of a figure may differ. Nets trained on from a constructed solution begin with
+# the weights of their own seed's net.
+FREE = (
+    "model.name",
+    "model.shortcut",
+    "depth",
+    "seed",
+    "evaluate_every",
+    "constructed.weights",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of one run.
+
+    Attributes:
+        directory: where it lies.
+        config: its configuration.
+        summary: summary.json.
+        rows: metrics.csv.
+        responses: the deviation of each 3x3 layer's responses, where it has been measured.
+    """
+
+    directory: RunDirectory
+    config: Config
+    summary: dict[str, Any]
+    rows: list[Row]
+    responses: list[float] | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether it was trained to its end."""
+        return bool(self.summary["status"] == "complete")
+
+    @property
+    def origin(self) -> int | None:
+        """The depth of the net it was constructed from; None for one trained from scratch."""
+        return self.config.constructed.depth if self.config.constructed else None
+
+    @property
+    def final_train_error(self) -> float:
+        """Percent, over the last training batches."""
+        return self.rows[-1].train_error
+
+    @property
+    def final_test_error(self) -> float:
+        """Percent, of the last iteration."""
+        return self.rows[-1].test_error
+
+    @property
+    def best_test_error(self) -> float:
+        """Percent, the lowest of all rows: it flatters."""
+        return min(row.test_error for row in self.rows)
+
+    @property
+    def clean_train_error(self) -> float:
+        """Percent, of the finished net on the training images without augmentation."""
+        return float(self.summary["clean_train_error"])
+
+    @property
+    def mean_log_response(self) -> float | None:
+        """The mean over layers of the logarithm of the responses' deviation."""
+        return float(np.log(self.responses).mean()) if self.responses else None
+
+    def images(self, quantity: str) -> int:
+        """How many images an error was measured on."""
+        if quantity == "final_train_error":
+            before = self.rows[-2].iteration if len(self.rows) > 1 else 0
+            return (self.rows[-1].iteration - before) * self.config.recipe.batch_size
+        split = "train_images" if quantity == "clean_train_error" else "test_images"
+        return int(self.summary[split])
+
+
+def net_name(model: str, depth: int) -> str:
+    """As the paper writes it: plain-20, ResNet-20."""
+    return f"{'ResNet' if model == 'residual' else 'plain'}-{depth}"
+
+
+@dataclass(frozen=True)
+class Net:
+    """A net's runs, which differ only in their seeds.
+
+    Attributes:
+        model: plain or residual.
+        depth: weighted layers.
+        runs: those that have been evaluated at least once.
+    """
+
+    model: str
+    depth: int
+    runs: list[Run]
+
+    @property
+    def name(self) -> str:
+        """As the paper writes it: plain-20, ResNet-20."""
+        return net_name(self.model, self.depth)
+
+    @property
+    def complete(self) -> list[Run]:
+        """The runs that were trained to their end: only these count in tables and verdicts."""
+        return [run for run in self.runs if run.complete]
+
+    def iterations(self) -> np.ndarray:
+        """The iterations (K,) at which every seed has been evaluated."""
+        common = set.intersection(*({row.iteration for row in run.rows} for run in self.runs))
+        return np.array(sorted(common))
+
+    def curve(self, column: str) -> np.ndarray:
+        """A column of metrics.csv at `iterations()`, (seeds, K)."""
+        at = set(self.iterations().tolist())
+        return np.array(
+            [[getattr(row, column) for row in run.rows if row.iteration in at] for run in self.runs]
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """The nets of an experiment that may stand side by side: one tag, one recipe, one data set.
+
+    Attributes:
+        experiment: its name.
+        tag: of all its runs, or None.
+        nets: those trained from scratch, plain ones first, then by depth.
+        constructed: the constructed solutions, complete and not trained on.
+        missing: what could not be shown in full, as texts.
+    """
+
+    experiment: str
+    tag: str | None
+    nets: list[Net]
+    constructed: list[Run]
+    missing: list[str]
+
+    @property
+    def title(self) -> str:
+        """The experiment, with its tag."""
+        return f"{self.experiment}, {self.tag}" if self.tag else self.experiment
+
+    @property
+    def config(self) -> Config:
+        """A configuration that stands for all, but for model, depth and seed."""
+        return self.nets[0].runs[0].config
+
+    @property
+    def classes(self) -> int:
+        """Of the data set."""
+        return int(self.nets[0].runs[0].summary["classes"])
+
+    @cached_property
+    def caption(self) -> str:
+        """Data set, recipe and how it differs from the paper's, seeds, final or best."""
+        counts = sorted({len(net.runs) for net in self.nets})
+        seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+        texts = [data_text(self.config), recipe_text(self.config), *self._other_nets()]
+        return "; ".join([*texts, f"n = {seeds} a net", "final errors"])
+
+    def _other_nets(self) -> list[str]:
+        """How the nets differ from the paper's."""
+        width = self.config.model.width
+        options = {net.runs[0].config.model.shortcut for net in self.nets}
+        texts = [f"nets of width {width} for 16"] if width != PAPER_WIDTH else []
+        return texts + (["shortcuts of option B for A"] if "B" in options else [])
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the errors may be set against the paper's: its images, its split, its width."""
+        data = self.config.data
+        is_whole = data.image_size is None and data.split == "test"
+        return data.name == "cifar10" and is_whole and self.config.model.width == PAPER_WIDTH
+
+    def select(self, model: str, depths: Iterable[int] | None = None) -> list[Net]:
+        """The nets of a family, of all depths or of some."""
+        wanted = None if depths is None else set(depths)
+        return [n for n in self.nets if n.model == model and (wanted is None or n.depth in wanted)]
+
+
+def data_text(config: Config) -> str:
+    """The data set in words."""
+    names = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "scikit-learn's digits"}
+    data = config.data
+    name = names.get(data.name) or f"images of {Path(str(data.root)).name}"
+    size = f" at {data.image_size}x{data.image_size} pixels" if data.image_size else ""
+    split = ", a tenth of the training set held out for testing" if data.split != "test" else ""
+    return f"{name}{size}{split}"
+
+
+def recipe_text(config: Config) -> str:
+    """The recipe in words: what differs from the paper's."""
+    recipe = config.recipe
+    paper = {
+        "iterations": (64000, f"{recipe.iterations:,} iterations for 64,000"),
+        "batch_size": (128, f"batches of {recipe.batch_size} for 128"),
+        "learning_rate": (0.1, f"learning rate {recipe.learning_rate:g} for 0.1"),
+        "drops": ([0.5, 0.75], f"drops at {recipe.drops} of the run"),
+        "momentum": (0.9, f"momentum {recipe.momentum:g} for 0.9"),
+        "weight_decay": (1e-4, f"weight decay {recipe.weight_decay:g} for 0.0001"),
+        "padding": (4, f"padding {recipe.padding} for 4"),
+        "flip": (True, "no mirror images"),
+    }
+    differ = [text for key, (value, text) in paper.items() if getattr(recipe, key) != value]
+    differ += [config.precision] if config.precision != "float32" else []
+    return f"the paper's recipe but {', '.join(differ)}" if differ else "the paper's recipe"
+
+
+def choose_experiment(outputs: str, experiment: str | None) -> str:
+    """The experiment asked for, or the only one there is.
+
+    Raises:
+        ResreproError: there is none, or there are several.
+    """
+    if experiment is not None:
+        return experiment
+    there_are = find_experiments(outputs)
+    if len(there_are) == 1:
+        return there_are[0]
+    names = f"; there are {', '.join(there_are)}" if there_are else ", and there are no runs"
+    raise ResreproError(f"experiment=NAME is not given{names} in {outputs}")
+
+
+def collect(outputs: str, experiment: str) -> list[Group]:
+    """All runs of an experiment that have been evaluated, a group for each tag.
+
+    Raises:
+        ResreproError: there are no runs, a file is damaged, or runs of one tag differ in more
+            than model, depth and seed.
+    """
+    runs: dict[str, list[Run]] = {}
+    missing: dict[str, list[str]] = {}
+    for directory in find_runs(outputs, experiment):
+        config, summary = directory.config(), directory.summary()
+        tag = _base_tag(config)
+        lacks = missing.setdefault(tag, [])
+        run = Run(directory, config, summary or {}, directory.metrics(), directory.responses())
+        if not run.rows:
+            lacks.append(f"{directory.name} has not been evaluated yet")
+            continue
+        runs.setdefault(tag, []).append(run)
+        if not run.complete:
+            done = f"{run.rows[-1].iteration:,} of {config.recipe.iterations:,} iterations"
+            lacks.append(f"{directory.name} has {done} ({run.summary['status']})")
+    groups = [_group(experiment, tag, runs[tag], missing[tag]) for tag in sorted(runs)]
+    groups = [group for group in groups if group.nets]
+    if not groups:
+        raise ResreproError(f"no run of {experiment} in {outputs} has been evaluated yet")
+    return groups
+
+
+def _base_tag(config: Config) -> str:
+    """The tag, without what says that a run is a constructed solution."""
+    tag = config.tag or ""
+    return re.sub(r"-?constructed\d+$", "", tag) if config.constructed else tag
+
+
+def _group(experiment: str, tag: str, runs: list[Run], missing: list[str]) -> Group:
+    trained = [run for run in runs if run.origin is None or run.config.recipe.iterations]
+    _check_comparable(trained)
+    nets: dict[tuple[str, int], list[Run]] = {}
+    for run in sorted(trained, key=lambda run: run.config.seed):
+        nets.setdefault((run.config.model.name, run.config.depth), []).append(run)
+    made = [Net(model, depth, nets[model, depth]) for model, depth in sorted(nets)]
+    apart = [net for net in made if not len(net.iterations())]
+    missing = missing + [f"{net.name}: its seeds share no evaluated iteration" for net in apart]
+    return Group(
+        experiment,
+        tag or None,
+        [net for net in made if net not in apart],
+        [run for run in runs if run not in trained and run.complete],
+        missing,
+    )
+
+
+def _check_comparable(runs: list[Run]) -> None:
+    """Refuses to show runs side by side that differ in more than the net and the seed."""
+    for other in runs[1:]:
+        first = runs[0].config
+        differ = [
+            f"{key} {a} and {b}"
+            for key, (a, b) in differences(first, other.config).items()
+            if key not in FREE
+        ]
+        if runs[0].summary["data_digest"] != other.summary["data_digest"]:
+            differ.append("the images")
+        if differ:
+            raise ResreproError(
+                f"{first.name} and {other.config.name} cannot stand in one figure, they differ in "
+                f"{'; '.join(differ)}; give one of them a tag or an experiment of its own"
+            )

@@ -1,0 +1,78 @@
+"""Layer responses: how much each layer's output varies (paper, section 4.2 and figure 7)."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resrepro import devices, networks
+from resrepro.data import load
+from resrepro.data.batches import Batches
+from resrepro.errors import ResreproError
+from resrepro.paper.curves import Group
+from resrepro.run_directory import RunDirectory
+
+
+def measure_missing(group: Group) -> Iterator[str]:
+    """Measures the responses of every complete run that lacks them; yields why one cannot be."""
+    for net in group.nets:
+        for run in net.complete:
+            if run.responses is None:
+                try:
+                    run.directory.write_responses(responses(run.directory))
+                except (ResreproError, OSError) as error:
+                    yield f"the responses of {run.directory.name} cannot be measured: {error}"
+
+
+def responses(run: RunDirectory) -> list[float]:
+    """The deviation of each 3x3 layer's responses over the test set, in layer order.
+
+    A response is a layer's output after BN and before the nonlinearity and the addition. The
+    net is in evaluation mode.
+
+    Raises:
+        ResreproError: the checkpoint or the data set cannot be had.
+    """
+    config = run.config()
+    if not run.has_checkpoint():
+        raise ResreproError("it has no checkpoint")
+    checkpoint, _ = run.load_checkpoint(config)
+    assert checkpoint is not None
+    data = load(config.data)
+    if data.digest != checkpoint["data_digest"]:
+        raise ResreproError("the data set is not the one it was trained on")
+    device = devices.select("auto")
+    batches = Batches(data, config.data.mean, config.recipe, config.seed, device)
+    network = networks.build(config.model, config.depth, data.classes, data.channels)
+    network.load_state_dict(checkpoint["network"])
+    return deviations(network.to(device).eval(), batches)
+
+
+@torch.no_grad()
+def deviations(network: networks.CifarNet, batches: Batches) -> list[float]:
+    """The responses' deviations over all images, maps and pixels of the test set."""
+    layers = response_layers(network)
+    sums = torch.zeros(len(layers), 3, dtype=torch.float64, device=batches.device)
+
+    def record(index: int) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            y = output.double()
+            sums[index] += torch.stack((y.sum(), y.square().sum(), y.new_tensor(y.numel())))
+
+        return hook
+
+    hooks = [layer.register_forward_hook(record(i)) for i, layer in enumerate(layers)]
+    for images, _ in batches.unaugmented("test"):
+        network(images)
+    for hook in hooks:
+        hook.remove()
+    total, squares, count = sums.unbind(1)
+    variance = squares / count - (total / count).square()
+    return [float(value) for value in variance.clamp(min=0).sqrt()]
+
+
+def response_layers(network: networks.CifarNet) -> list[nn.Module]:
+    """The BN after each 3x3 convolution, in order: one less than the depth. No shortcuts."""
+    blocks = [m for m in network.modules() if isinstance(m, networks.Block)]
+    return [network.bn, *(bn for block in blocks for bn in (block.bn1, block.bn2))]
