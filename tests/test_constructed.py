@@ -211,7 +211,7 @@ def test_it_can_be_trained_on_from_there(
     its = summary_of(source)
     assert (first.iteration, first.train_error) == (0, its["clean_train_error"])
     assert first.test_error == its["final_test_error"]
-    assert [row.iteration for row in others] == [1, 2, 3]
+    assert [row.iteration for row in others] == [3]
     assert others[-1].test_loss != first.test_loss
     recipe = RunDirectory(path).config().recipe
     assert (recipe.iterations, recipe.learning_rate) == (3, trained["plain"].recipe.learning_rate)

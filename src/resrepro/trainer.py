@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from resrepro import devices, interruption, networks
-from resrepro.config import Config, Constructed, Model
+from resrepro.config import Config, Constructed, Model, Recipe
 from resrepro.data import load
 from resrepro.errors import Diverged, Interrupted, ResreproError
 from resrepro.progress import Progress, Watcher
@@ -27,6 +27,7 @@ from resrepro.step import Step
 
 WARM_UP_WINDOW = 25  # iterations over which the warm-up's training error is measured
 PROGRESS_SECONDS = 0.5  # between two looks at the running training error
+EVALUATION_SHARE = 0.2  # of the time, at most about, goes into the default's evaluations
 CHECKPOINT_SHARE = 0.005  # of the time, at most, goes into checkpoints at evaluations
 
 
@@ -166,6 +167,17 @@ def _construct(network: networks.CifarNet, model: Model, origin: Constructed) ->
     networks.construct(network, shallow)
 
 
+def evaluation_interval(recipe: Recipe, train_images: int, test_images: int) -> int:
+    """Iterations from one row to the next: an epoch, or a fortieth of the run if that is less.
+
+    But not so few that evaluating, which is about a third of an iteration's work an image, takes
+    more than `EVALUATION_SHARE` of the training's time.
+    """
+    wanted = min(math.ceil(train_images / recipe.batch_size), recipe.iterations // 40)
+    cheap = math.ceil(test_images / 3 / (EVALUATION_SHARE * recipe.batch_size))
+    return max(wanted, cheap)
+
+
 class Training:
     """One run in progress: the net, its optimizer, the data and the state, on a device."""
 
@@ -195,10 +207,8 @@ class Training:
         self.started = self.last_save = self.last_look = time.monotonic()
         self.seconds_before = self.state.seconds
         self.save_seconds = 0.0
-        # An evaluation an epoch, and at least 40 a run.
-        per_epoch = math.ceil(len(data.train_labels) / self.recipe.batch_size)
-        self.evaluate_every = config.evaluate_every or max(
-            1, min(per_epoch, self.recipe.iterations // 40)
+        self.evaluate_every = config.evaluate_every or evaluation_interval(
+            self.recipe, len(data.train_labels), len(data.test_labels)
         )
         self.epoch = len(data.train_labels)
 
