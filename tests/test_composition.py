@@ -8,10 +8,10 @@ import resrepro.conf
 from hydra.core.global_hydra import GlobalHydra
 
 from resrepro.cli import COMMANDS
-from resrepro.composition import compose_one, expand, parse, words_of
+from resrepro.composition import compose_one, expand, parse, split_words, words_of
 from resrepro.config import Config, from_mapping
 from resrepro.errors import ConfigError
-from resrepro.study import ARTEFACTS, Plan, plan_study, split_words
+from resrepro.study import ARTEFACTS, OWN_KEYS, Plan, plan_study
 
 CONF = Path(resrepro.conf.__file__).parent
 
@@ -33,7 +33,7 @@ def from_words(*words: str) -> Config:
 
 
 def plan(*words: str) -> Plan:
-    own, of_runs = split_words(list(words))
+    own, of_runs = split_words(list(words), OWN_KEYS)
     composed = compose_one("reproduce", own)
     assert composed is not None
     return plan_study(composed, of_runs, parse(own).config_dir)

@@ -50,6 +50,8 @@ BASE: dict[str, Any] = {
     "evaluate_every": None,
     "device": "auto",
     "threads": None,
+    "cuda_graph": False,
+    "activation_checkpointing": False,
     "checkpoint_seconds": 60.0,
     "outputs": "outputs",
     "experiment": "cifar10",
@@ -254,6 +256,8 @@ CHANGES_NUMBERS: dict[str, Any] = {
 WHEREABOUTS: dict[str, Any] = {
     "device": "cpu",
     "threads": 2,
+    "cuda_graph": True,
+    "activation_checkpointing": True,
     "checkpoint_seconds": 0,
     "outputs": "elsewhere",
     "experiment": "other",

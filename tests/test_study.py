@@ -11,10 +11,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from resrepro import study
-from resrepro.composition import expand
+from resrepro.composition import expand, split_words
 from resrepro.config import Config
 from resrepro.errors import ConfigError
-from resrepro.study import Plan, cost, plan_study, run_study, share_out, split_words
+from resrepro.study import OWN_KEYS, Plan, cost, plan_study, run_study, share_out
 
 Run = Callable[..., Any]
 NAMES = [f"{model}-{depth}-s0" for model in ("plain", "residual") for depth in (8, 14)]
@@ -23,10 +23,13 @@ WORDS = ("reproduce", "study=smoke", "device=cpu", "recipe.iterations=6")
 
 def test_words_about_the_study_are_told_from_those_of_its_runs() -> None:
     words = ["study=digits", "seed=0,1", "jobs=2", "+tag=x", "hydra.verbose=true", "depth=8"]
-    own, of_runs = split_words(words)
+    own, of_runs = split_words(words, OWN_KEYS)
     assert own == ["study=digits", "jobs=2", "hydra.verbose=true"]
     assert of_runs == ["seed=0,1", "+tag=x", "depth=8"]
-    assert split_words(["--config-dir", "DIR", "seed=1"]) == (["--config-dir", "DIR"], ["seed=1"])
+    assert split_words(["--config-dir", "DIR", "seed=1"], OWN_KEYS) == (
+        ["--config-dir", "DIR"],
+        ["seed=1"],
+    )
 
 
 def test_jobs_are_checked() -> None:

@@ -24,7 +24,7 @@ from resrepro.data.batches import Batches
 from resrepro.errors import ConfigError, Diverged, Interrupted, ResreproError
 from resrepro.progress import Progress, Watcher
 from resrepro.run_directory import RunDirectory
-from resrepro.step import Step
+from resrepro.step import Step, StepGraph
 from resrepro.trainer import Training, train
 
 SMALL = ("model.width=4", "recipe.iterations=12", "evaluate_every=5")
@@ -229,7 +229,7 @@ def test_how_often_a_run_is_evaluated(
 ) -> None:
     config = quick("model.width=1", *words)
     RunDirectory(config.directory).open(config)
-    training = Training(config, RunDirectory(config.directory), Watcher())
+    training = Training(config, RunDirectory(config.directory), Watcher(), load(config.data))
     due = []
     for training.state.iteration in (*range(1, 4 * every + 1), last - 1, last):
         if training.evaluation_is_due():
@@ -669,3 +669,43 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(
     with pytest.raises(Diverged):
         quietly(config)
     assert checkpoint(config.directory)["iteration"] == saved["iteration"]
+
+
+def test_activation_checkpointing_changes_no_bit(quick: Callable[..., Config]) -> None:
+    words = ("depth=14", *SMALL)
+    one, other = quick(*words), quick(*words, "activation_checkpointing=true", "tag=less-memory")
+    quietly(one)
+    quietly(other)
+    assert_same_run(one.directory, other.directory)
+
+
+def test_a_captured_step_never_uses_a_stale_rate(quick: Callable[..., Config]) -> None:
+    """Captured anew when the rate changes, and else only replayed; here without a GPU."""
+    captured: list[Any] = []
+    replayed: list[float] = []
+
+    def capture(run: Callable[[], None]) -> Callable[[], None]:
+        captured.append(run)
+        return run
+
+    def compute(x: Tensor, labels: Tensor, rate: float) -> Iterator[str]:
+        assert x[0, 0, 0, 0] == labels[0]  # of one batch, and of this one
+        batches.append(int(labels[0]))
+        replayed.append(rate)
+        yield "all"
+
+    batches: list[int] = []
+    graph = StepGraph(compute)
+    graph.capture = capture  # type: ignore[method-assign, assignment]
+    graph.eagerly = graph.run  # type: ignore[method-assign]
+    rates = [0.1] * 6 + [0.01] * 3 + [0.001] * 2
+    for number, rate in enumerate(rates):
+        graph(torch.full((2, 3, 8, 8), float(number)), torch.full((2,), number), rate)
+    assert replayed == rates
+    assert batches == list(range(len(rates)))
+    assert len(captured) == 3
+
+
+def test_a_captured_step_is_for_gpus(quick: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match="cuda_graph=true: is for NVIDIA GPUs"):
+        quietly(quick("cuda_graph=true"))

@@ -66,7 +66,7 @@ def reproduce(words: list[str]) -> int:
     """Runs a study, then makes its figures and table."""
     from resrepro import composition, study
 
-    own, of_runs = study.split_words(words)
+    own, of_runs = composition.split_words(words, study.OWN_KEYS)
     composed = composition.compose_one("reproduce", own)
     if composed is None:
         return 0
@@ -139,6 +139,34 @@ def data(words: list[str]) -> int:
     return 0
 
 
+def bench(words: list[str]) -> int:
+    """Measures how fast training is."""
+    from resrepro import composition
+
+    own_keys = ("image_size", "repeats", "seconds", "conventional", "outputs", "hydra")
+    own, of_runs = composition.split_words(words, own_keys)
+    composed = composition.compose_one("bench", own)
+    if composed is not None:
+        from pathlib import Path
+
+        from omegaconf import OmegaConf
+
+        from resrepro import bench as speed
+
+        runs = composition.expand("train", [of_runs], composition.parse(own).config_dir)
+        sizes = composed.image_size
+        settings = speed.Settings(
+            list(sizes) if OmegaConf.is_list(sizes) else [sizes],
+            composed.repeats,
+            composed.seconds,
+            composed.conventional,
+        )
+        folder = Path(composed.outputs) / "bench"
+        print(speed.table(speed.bench(runs, settings, folder)))
+        print(f"\n{folder / 'bench.json'}\n{folder / 'bench.png'}")
+    return 0
+
+
 COMMANDS = {
     "train": Command("train one net, or sweep over many with -m", train),
     "reproduce": Command("run a whole study, then make its figures and table", reproduce),
@@ -147,6 +175,7 @@ COMMANDS = {
     "report": Command("make one page of an experiment: verdicts, figures, table 6", report),
     "status": Command("show all runs: state, errors, speed, time left", status),
     "data": Command("fetch, verify and prepare a data set ahead of a sweep", data),
+    "bench": Command("measure speed against the machine's limits and a usual pipeline", bench),
 }
 
 

@@ -82,6 +82,17 @@ def compose_one(command: str, words: list[str]) -> DictConfig | None:
     return composed[0] if composed else None
 
 
+def split_words(words: list[str], own_keys: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """A command's words: those with keys of its own, and those that go through to its runs."""
+
+    def is_own(word: str) -> bool:
+        key = word.lstrip("+~").partition("=")[0]
+        return key.replace("/", ".").partition(".")[0] in own_keys
+
+    of_runs = [word for word in parse(words).overrides if not is_own(word)]
+    return [word for word in words if word not in of_runs], of_runs
+
+
 def expand(command: str, sweeps: list[list[str]], config_dir: str | None) -> list[Config]:
     """Every run of some sweeps, checked, before any of them starts.
 

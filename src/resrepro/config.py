@@ -98,6 +98,8 @@ class Config:
     evaluate_every: int | None = None
     device: str = "auto"
     threads: int | None = None
+    cuda_graph: bool = False
+    activation_checkpointing: bool = False
     checkpoint_seconds: float = 60.0
     outputs: str = "outputs"
     experiment: str = "default"
@@ -125,8 +127,9 @@ class Config:
         return config
 
 
-# Keys that say where a run happens, how it is watched or what it is called. All others can
-# change its numbers, and identify it. The data's content is identified by its digest.
+# Keys that say where a run happens, how its kernels are launched and its memory is used, how it
+# is watched or what it is called. All others can change its numbers, and identify it. The data's
+# content is identified by its digest.
 WHEREABOUTS = frozenset(
     {
         "outputs",
@@ -135,6 +138,8 @@ WHEREABOUTS = frozenset(
         "device",
         "threads",
         "checkpoint_seconds",
+        "cuda_graph",
+        "activation_checkpointing",
         "recipe.name",
         "data.root",
         "data.cache",
@@ -215,6 +220,8 @@ def complaints(config: Config) -> Iterator[str]:
     yield from choice("precision", config.precision, ("float32", "tf32", "bfloat16"))
     if not re.fullmatch(r"auto|cpu|cuda|cuda:\d+", config.device):
         yield f"device={config.device}: must be auto, cpu, cuda or cuda:N"
+    if config.compile and config.activation_checkpointing:
+        yield "activation_checkpointing=true: does not go with compile=true"
     if config.evaluate_every is not None:
         yield from at_least("evaluate_every", config.evaluate_every, 1)
     if config.threads is not None:

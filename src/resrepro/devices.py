@@ -43,6 +43,8 @@ def check(config: Config) -> torch.device:
     device = select(config.device)
     if config.precision == "tf32" and device.type != "cuda":
         raise ConfigError("precision=tf32: is a mode of NVIDIA GPUs; use precision=float32")
+    if config.cuda_graph and device.type != "cuda":
+        raise ConfigError("cuda_graph=true: is for NVIDIA GPUs; use cuda_graph=false")
     return device
 
 

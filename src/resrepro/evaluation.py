@@ -13,8 +13,8 @@ from resrepro.data.batches import Batches
 
 def arithmetic(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
     """Autocast for bfloat16; the other precisions are settings of the process."""
-    if precision == "bfloat16":
-        return lambda: torch.autocast(device.type, torch.bfloat16)
+    if precision == "bfloat16":  # a cache of cast weights would outlive a captured graph
+        return lambda: torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
     return nullcontext
 
 

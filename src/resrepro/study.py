@@ -53,17 +53,6 @@ class Plan:
         return self.runs[0].experiment
 
 
-def split_words(words: list[str]) -> tuple[list[str], list[str]]:
-    """A command's words: those about the study itself, and those that go through to its runs."""
-
-    def is_own(word: str) -> bool:
-        key = word.lstrip("+~").partition("=")[0]
-        return key.replace("/", ".").partition(".")[0] in OWN_KEYS
-
-    of_runs = [word for word in composition.parse(words).overrides if not is_own(word)]
-    return [word for word in words if word not in of_runs], of_runs
-
-
 def plan_study(composed: DictConfig, of_runs: list[str], config_dir: str | None) -> Plan:
     """The runs of a study, the user's overrides over the study's.
 

@@ -17,7 +17,7 @@ import torch
 
 from resrepro import devices, interruption, networks
 from resrepro.config import Config, Constructed, Model, Recipe
-from resrepro.data import load
+from resrepro.data import Dataset, load
 from resrepro.errors import Diverged, Interrupted, ResreproError
 from resrepro.progress import Progress, Watcher
 from resrepro.provenance import provenance
@@ -83,7 +83,7 @@ def train(config: Config, watcher: Watcher) -> dict[str, Any]:
         training = None
         try:
             with _lack_of_memory_explained():
-                training = Training(config, run, watcher)
+                training = Training(config, run, watcher, load(config.data))
                 return training.run_to_end()
         except BaseException as error:
             _write_ending(run, training, error)
@@ -179,9 +179,16 @@ def evaluation_interval(recipe: Recipe, train_images: int, test_images: int) -> 
 
 
 class Training:
-    """One run in progress: the net, its optimizer, the data and the state, on a device."""
+    """One run in progress: the net, its optimizer, the data and the state, on a device.
 
-    def __init__(self, config: Config, run: RunDirectory, watcher: Watcher) -> None:
+    Args:
+        config: the run's.
+        run: where it is saved, and goes on from.
+        watcher: who is told of it.
+        data: the configuration's.
+    """
+
+    def __init__(self, config: Config, run: RunDirectory, watcher: Watcher, data: Dataset) -> None:
         self.config, self.recipe, self.run, self.watcher = config, config.recipe, run, watcher
         self.device = devices.check(config)
         checkpoint, warning = run.load_checkpoint(config)
@@ -190,7 +197,6 @@ class Training:
         devices.set_up(config, self.threads)
         self.threads = torch.get_num_threads()
 
-        data = load(config.data)
         self.data_digest, self.classes = data.digest, data.classes
         self.step = Step(config, data, self.device)
         if config.constructed and not checkpoint:
@@ -223,11 +229,18 @@ class Training:
                 self.evaluate()
             if state.iteration == last:
                 return self.finish()
-            state.learning_rate = self.rate(state.iteration)
-            self.step(state.iteration, state.learning_rate)
-            state.iteration += 1
-            self.end_warm_up()
-            self.look_up_from_work()
+            for _ in self.iterate():
+                pass
+
+    def iterate(self) -> Iterator[str]:
+        """One iteration, stopping after each of its parts with the part's name."""
+        state = self.state
+        state.learning_rate = self.rate(state.iteration)
+        yield from self.step.parts(state.iteration, state.learning_rate)
+        state.iteration += 1
+        self.end_warm_up()
+        self.look_up_from_work()
+        yield "bookkeeping"
 
     def headline(self) -> str:
         """What is about to happen, in a line."""

@@ -1,0 +1,1 @@
+"""What resrepro is measured against; a package so that it travels with the wheel."""
