@@ -149,6 +149,17 @@ def test_other_images_under_the_same_name_are_not_mixed(
         groups()
 
 
+def test_the_two_kinds_of_shortcut_are_not_mixed(
+    quick: Quick, made_up_run: Make, rows: Rows, groups: Callable[[], list[Group]]
+) -> None:
+    made_up_run(quick("model=plain"), rows())
+    made_up_run(quick("depth=14"), rows())
+    groups()
+    made_up_run(quick("depth=20", "model.shortcut=B"), rows())
+    with pytest.raises(ResreproError, match=r"model\.shortcut A and B"):
+        groups()
+
+
 @pytest.mark.parametrize(
     "words", [["seed=1"], ["depth=14"], ["model=plain"], ["evaluate_every=2"], ["threads=2"]]
 )

@@ -237,8 +237,9 @@ def test_every_drawing_has_a_text_in_its_place(page: Element) -> None:
         assert not {"width", "height"} & svg.attributes.keys()
         assert svg.attributes["viewbox"]
         assert svg.parent
-        assert svg.parent.tag == "figure"
-        assert len(svg.parent.find("figcaption")) == 1
+        assert svg.parent.parent
+        assert svg.parent.parent.tag == "figure"
+        assert len(svg.parent.parent.find("figcaption")) == 1
     first = drawings[1].attributes["aria-label"]
     assert "plain-56: training 3.40 ± 0.14%, test 13.45 ± 0.21%" in first
     assert "ResNet-56: training 0.10 ± 0.14%, test 7.15 ± 0.21%" in first
@@ -288,7 +289,8 @@ def test_every_verdict_is_there_with_its_numbers(study: Path, page: Element) -> 
             assert numbers in item.text
     counts = Counter(verdict.verdict for verdict in judge(questions(groups[0])))
     said = ", ".join(f"{counts[w]} {w}" for w in ("supported", "contradicted", "not decided"))
-    assert f"{said}. {groups[0].caption}." in page.text
+    caption = groups[0].caption[0].upper() + groups[0].caption[1:]
+    assert f"{said}. {caption}." in page.text
 
 
 def test_the_table_is_table_6(study: Path, page: Element) -> None:
@@ -415,14 +417,14 @@ def test_the_commands_make_the_same_runs_again(tmp_path: Path, name: str) -> Non
 def test_runs_that_differ_in_what_may_differ_have_commands_of_their_own(tmp_path: Path) -> None:
     made = [
         config(tmp_path, "residual", 20),
-        config(tmp_path, "residual", 32, shortcut="B"),
+        config(tmp_path, "residual", 32, shortcut="B", tag="B"),
         config(tmp_path, "residual", 20, 1, evaluate_every=500),
     ]
     for run in made:
         write(run)
-    (group,) = collect(str(tmp_path), EXPERIMENT)
     expected = {f"outputs/{EXPERIMENT}/{run.name}": config_hash(run) for run in made}
-    assert as_given(tmp_path, commands(group), tmp_path) == expected
+    given = [line for group in collect(str(tmp_path), EXPERIMENT) for line in commands(group)]
+    assert as_given(tmp_path, given, tmp_path) == expected
 
 
 @pytest.mark.parametrize("experiment", ["007", "a,b", "x=1", "true"])

@@ -288,13 +288,17 @@ def _group(experiment: str, tag: str, runs: list[Run], missing: list[str]) -> Gr
 
 def _check_comparable(runs: list[Run]) -> None:
     """Refuses to show runs side by side that differ in more than the net and the seed."""
-    for other in runs[1:]:
+    options: dict[str, str | None] = {}  # plain and residual nets have each their own
+    for other in runs:
         first = runs[0].config
         differ = [
             f"{key} {a} and {b}"
             for key, (a, b) in differences(first, other.config).items()
             if key not in FREE
         ]
+        option = options.setdefault(other.config.model.name, other.config.model.shortcut)
+        if other.config.model.shortcut != option:
+            differ.append(f"model.shortcut {option} and {other.config.model.shortcut}")
         if runs[0].summary["data_digest"] != other.summary["data_digest"]:
             differ.append("the images")
         if differ:

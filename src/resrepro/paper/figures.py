@@ -54,7 +54,10 @@ def figure1(group: Group) -> Figure | None:
     _mark_constructed(axes[0], group, nets, "clean_train_error")
     _mark_constructed(axes[1], group, nets, "final_test_error")
     _mark_paper(axes[1], group, nets, colour)
-    _finish(figure, axes, nets, group, "plain nets")
+    note = "plain nets"
+    if _constructed(group, nets):
+        note += "; the star's training error is measured without augmentation"
+    _finish(figure, axes, nets, group, note)
     for axis, (column, _) in zip(axes, columns, strict=True):
         _label_ends(axis, nets, column, colour)
     return figure
