@@ -18,10 +18,6 @@ from resrepro.composition import expand
 from resrepro.config import Config
 from resrepro.run_directory import Row, RunDirectory
 
-# These take long and run in scripts/soak.
-SOAK_ONLY = ["test_survival.py", "test_configurations.py"]
-collect_ignore = [] if os.environ.get("RESREPRO_SOAK") else SOAK_ONLY
-
 settings.register_profile("resrepro", deadline=None)
 settings.load_profile("resrepro")
 

@@ -85,7 +85,7 @@ TRAIN = ("train", "data=digits", "recipe=digits")
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["foo"], r"^resrepro foo: there is no command foo; choose one of train, .*data$"),
+        (["foo"], r"^resrepro foo: there is no command foo; choose one of train, .*bench$"),
         (["--foo"], r"there is no command --foo"),
         ([*TRAIN, "depth=21"], r"^resrepro train: depth=21: .*6n\+2.* the nearest is 20$"),
         ([*TRAIN, "model=foo"], r"model=foo: .*plain, residual$"),

@@ -6,7 +6,6 @@ with a sentence that says what would be right, and tells two runs apart.
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -152,6 +151,7 @@ WHEREABOUTS = frozenset(
 
 # Beyond these it is a slip of the hand, and would only be noticed when the memory is full.
 DEEPEST, WIDEST, MOST_THREADS = 12_002, 4096, 1024
+LARGEST_BATCH, WIDEST_PADDING, LARGEST_NUMBER = 65_536, 64, 1e38
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+,-]{0,99}")
 
 
@@ -259,7 +259,9 @@ def net_complaints(model: Model, depth: int) -> Iterator[str]:
 def recipe_complaints(recipe: Recipe) -> Iterator[str]:
     """Yields a sentence for each value of a recipe that cannot be right."""
     yield from at_least("recipe.batch_size", recipe.batch_size, 2)
+    yield from at_most("recipe.batch_size", recipe.batch_size, LARGEST_BATCH)
     yield from at_least("recipe.padding", recipe.padding, 0)
+    yield from at_most("recipe.padding", recipe.padding, WIDEST_PADDING)
     yield from positive("recipe.learning_rate", recipe.learning_rate)
     yield from fraction("recipe.momentum", recipe.momentum)
     yield from fraction("recipe.weight_decay", recipe.weight_decay)
@@ -315,9 +317,9 @@ def at_most(key: str, value: int, most: int) -> Iterator[str]:
 
 
 def positive(key: str, value: float) -> Iterator[str]:
-    """Complains of what is not a positive, finite number."""
-    if not (value > 0 and math.isfinite(value)):
-        yield f"{key}={value}: must be a positive number"
+    """Complains of what is not a positive number, or more than float32 holds."""
+    if not 0 < value <= LARGEST_NUMBER:
+        yield f"{key}={value}: must be a positive number, {LARGEST_NUMBER:g} at most"
 
 
 def fraction(key: str, value: float) -> Iterator[str]:
