@@ -2,11 +2,11 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Done
 from resrepro.benchmarks.conventional import Conventional, PilImages
 
 from resrepro import bench, networks
@@ -51,8 +51,8 @@ def test_work_is_that_of_the_multiply_adds(
     assert activation_bytes > 2 * 2 * 4 * maps
 
 
-def test_the_command(resrepro_in: Callable[..., Done], tmp_path: Path) -> None:
-    words = ["data=digits", "recipe=digits", "depth=8", "model=plain,residual", "device=cpu"]
+def test_the_command(resrepro_in: Callable[..., Any], tmp_path: Path) -> None:
+    words = ["depth=8", "model=plain,residual", "device=cpu", "threads=1"]
     done = resrepro_in(tmp_path, "bench", *words, "image_size=8", "repeats=1", "seconds=0.05")
     assert (done.status, done.stderr) == (0, "")
     assert "plain-8-s0" in done.stdout
@@ -80,7 +80,7 @@ def test_the_command(resrepro_in: Callable[..., Done], tmp_path: Path) -> None:
     ],
 )
 def test_wrong_keys_are_refused(
-    resrepro_here: Callable[..., Done], key: str, value: str, line: str
+    resrepro_here: Callable[..., Any], key: str, value: str, line: str
 ) -> None:
     done = resrepro_here("bench", f"{key}={value}")
     assert (done.status, done.error) == (2, f"resrepro bench: {line}")
@@ -115,10 +115,12 @@ def test_the_conventional_transforms() -> None:
     assert crops[0][0].shape == (3, 8, 8)
 
 
+@pytest.mark.alone
 def test_it_is_faster_than_the_conventional_pipeline(quick: Callable[..., Config]) -> None:
     """A guard against a slip, with a wide margin: docs/performance.md has the ratios."""
     config = replace(quick("depth=20", "recipe.batch_size=128"), threads=None)
     speed = bench.measure(config, 16, Settings([16], 3, 0.5, conventional=True))
     assert speed.times_conventional is not None
-    assert speed.times_conventional > 1.0
-    assert speed.share("batch assembly", "bookkeeping") < 0.15
+    assert speed.times_conventional > 1.1
+    assert speed.share_of_matrix_rate > 0.3
+    assert speed.share("batch assembly", "bookkeeping") < 0.1

@@ -273,14 +273,14 @@ def matrix_product(device: torch.device, precision: str) -> tuple[Callable[[], A
     """A product of large square matrices, and its floating-point operations."""
     n = MATRIX[device.type]
     kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    a = torch.ones(n, n, dtype=kind, device=device)
+    a = torch.randn(n, n, device=device).to(kind)
     out = torch.empty_like(a)
     return lambda: torch.mm(a, a, out=out), 2 * n**3
 
 
 def large_copy(device: torch.device) -> tuple[Callable[[], Any], int]:
     """A copy from memory to memory, and the bytes that it reads and writes."""
-    source = torch.zeros(COPIED[device.type], dtype=torch.uint8, device=device)
+    source = torch.randint(256, (COPIED[device.type],), dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     return lambda: target.copy_(source), 2 * source.nbytes
 
