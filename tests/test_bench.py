@@ -16,6 +16,7 @@ from resrepro.errors import ConfigError
 
 SPEED = Speed(
     name="residual-20-s0",
+    depth=20,
     image_size=32,
     batch_size=100,
     seconds=0.5,
@@ -36,6 +37,16 @@ def test_ratios_are_of_the_whole_loop() -> None:
     assert SPEED.share_of_bandwidth == 0.1  # five passes over 1e8 bytes in half a second
     assert SPEED.share("batch assembly", "bookkeeping") == pytest.approx(0.2)
     assert replace(SPEED, conventional_seconds=None).times_conventional is None
+
+
+def test_growth_is_drawn_where_there_are_points() -> None:
+    deeper = [replace(SPEED, depth=depth) for depth in (20, 56, 110)]
+    larger = [replace(SPEED, batch_size=size) for size in (32, 64, 128)]
+    for speeds, lines in ((deeper, [1, 0]), (larger, [0, 1]), (deeper + larger, [1, 1])):
+        figure = bench.growth(speeds)
+        assert figure
+        assert [len(axis.lines) for axis in figure.axes] == lines
+    assert bench.growth(deeper[:2]) is None
 
 
 @pytest.mark.parametrize(("depth", "multiply_adds"), [(20, 40_551_040), (56, 125_485_696)])

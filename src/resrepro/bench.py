@@ -50,6 +50,7 @@ class Speed:
 
     Attributes:
         name: of the run.
+        depth: of its net.
         image_size: pixels a side.
         batch_size: images an iteration.
         seconds: of an iteration of the whole training loop.
@@ -64,6 +65,7 @@ class Speed:
     """
 
     name: str
+    depth: int
     image_size: int
     batch_size: int
     seconds: float
@@ -141,6 +143,9 @@ def bench(runs: list[Config], settings: Settings, folder: Path) -> list[Speed]:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "bench.json", (json.dumps(report, indent=2) + "\n").encode())
     picture(measured).savefig(folder / "bench.png", dpi=200)
+    (folder / "growth.png").unlink(missing_ok=True)  # an earlier bench's
+    if figure := growth(measured):
+        figure.savefig(folder / "growth.png", dpi=200)
     return measured
 
 
@@ -189,6 +194,7 @@ def measure(
         operations_needed, activation_bytes = work(config, data)
         return Speed(
             name=config.name,
+            depth=config.depth,
             image_size=size,
             batch_size=config.recipe.batch_size,
             seconds=median["loop"],
@@ -369,3 +375,34 @@ def picture(speeds: list[Speed]) -> Figure:
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     return figure
+
+
+def growth(speeds: list[Speed]) -> Figure | None:
+    """An iteration's time against depth and against images; None without three of either."""
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    drawn = False
+    for axis, of, label in zip(
+        axes, ("depth", "batch_size"), ("depth", "images an iteration"), strict=True
+    ):
+        series: dict[tuple[int, ...], list[Speed]] = defaultdict(list)
+        for speed in speeds:
+            other = speed.batch_size if of == "depth" else speed.depth
+            series[speed.image_size, other].append(speed)
+        for (size, other), points in series.items():
+            at = [getattr(point, of) for point in points]
+            if len(set(at)) >= 3:
+                drawn = True
+                fixed = f"batches of {other}" if of == "depth" else f"depth {other}"
+                seconds = [point.seconds for point in points]
+                axis.plot(at, seconds, "o-", label=f"{size}x{size}, {fixed}")
+        axis.set_xlabel(label)
+        axis.set_ylabel("seconds an iteration")
+        axis.set_xlim(0)
+        axis.set_ylim(0)
+        axis.spines[["top", "right"]].set_visible(False)
+        if axis.lines:
+            axis.legend(frameon=False, fontsize=8)
+        else:
+            axis.set_visible(False)
+    return figure if drawn else None

@@ -163,7 +163,7 @@ def bench(words: list[str]) -> int:
         )
         folder = Path(composed.outputs) / "bench"
         print(speed.table(speed.bench(runs, settings, folder)))
-        print(f"\n{folder / 'bench.json'}\n{folder / 'bench.png'}")
+        print(f"\n{folder / 'bench.json'}, and pictures beside it")
     return 0
 
 

@@ -113,11 +113,12 @@ def expand(command: str, sweeps: list[list[str]], config_dir: str | None) -> lis
                 run = from_mapping(load(loader, command, job))
                 twin = runs.setdefault(run.directory, run)
                 if differ := differences(twin, run):
-                    key = next(iter(differ))
+                    key, (value, _) = next(iter(differ.items()))
+                    word = "WORD" if isinstance(value, list) else f"{key.split('.')[-1]}${{{key}}}"
                     values = [f"{k} {a} and {b}" for k, (a, b) in differ.items()]
                     raise ConfigError(
                         f"two runs would share {run.directory} ({'; '.join(values)}); give each a "
-                        f"place of its own, as in 'tag={key.split('.')[-1]}${{{key}}}'"
+                        f"place of its own, as in 'tag={word}'"
                     )
     return list(runs.values())
 

@@ -8,7 +8,6 @@ from resrepro.paper.claims import write_claims
 from resrepro.paper.curves import collect
 from resrepro.paper.figures import FIGURES, plot_figures
 from resrepro.paper.report import Part, write_report
-from resrepro.paper.responses import measure_missing
 from resrepro.paper.table import final_errors, write_table
 
 EVERYTHING = (*FIGURES, "table6", "claims", "report")
@@ -26,6 +25,8 @@ def make_artefacts(outputs: str, experiment: str, artefacts: list[str]) -> Itera
     groups = collect(outputs, experiment)
     unmeasured: dict[str | None, list[str]] = {}
     if {"figure7", "claims"} & wanted:
+        from resrepro.paper.responses import measure_missing  # brings PyTorch along
+
         unmeasured = {group.tag: list(measure_missing(group)) for group in groups}
         groups = collect(outputs, experiment)
 
