@@ -89,6 +89,30 @@ def test_rows_written_after_the_summary_are_not_yet_part_of_the_run(run: RunDire
     assert fresh(run).metrics() == ROWS
 
 
+@pytest.mark.parametrize(
+    "rows", [ROWS[:-1], [*ROWS, Row(20, 1.6, 0.002, 0.4, 10.0, 0.7, 9.0, 0.5)]]
+)
+def test_the_results_are_whole_between_the_writes_of_their_two_files(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, rows: list[Row]
+) -> None:
+    """Whether the rows shrink or grow."""
+    done = []
+
+    def once(file: Path, content: bytes) -> None:
+        if done:
+            raise OSError(errno.ENOSPC, "No space left on device", str(file))
+        done.append(file)
+        write_atomically(file, content)
+
+    monkeypatch.setattr("resrepro.run_directory.write_atomically", once)
+    with pytest.raises(OSError, match="No space"):
+        run.write_results({"status": "running"}, rows)
+    assert fresh(run).metrics() in (ROWS, rows)
+    monkeypatch.undo()
+    run.write_results({"status": "running"}, rows)
+    assert fresh(run).metrics() == rows
+
+
 def test_another_configuration_is_refused_naming_the_keys(
     run: RunDirectory, quick: Callable[..., Config]
 ) -> None:

@@ -186,7 +186,7 @@ def test_a_signal_while_the_program_starts(tmp_path: Path) -> None:
     """Before there is a run, too, it ends without a traceback."""
     chance = random.Random(6)
     for number in some(signal.SIGINT, *[signal.SIGINT] * 9, *[signal.SIGTERM] * 5):
-        life = Command(train_words(tmp_path), tmp_path / "log")
+        life = Command([*train_words(tmp_path), "recipe.iterations=100000"], tmp_path / "log")
         time.sleep(chance.uniform(0.5, 3.0))
         survival.send(life, number)
         assert life.wait() in (STATUS[number], -number), life.err

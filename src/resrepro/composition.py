@@ -50,8 +50,8 @@ def parse(words: list[str]) -> argparse.Namespace:
                 "of yours with --config-dir DIR"
             )
     for word in args.overrides:
-        if word.startswith("="):
-            raise ConfigError(f"{word}: has no key; say key{word}")
+        if word.lstrip("+~").startswith("="):
+            raise ConfigError(f"{word}: has no key; say key{word.lstrip('+~')}")
     return args
 
 

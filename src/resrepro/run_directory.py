@@ -176,6 +176,22 @@ class RunDirectory:
             raise ResreproError(f"{self.path}: config.yaml and summary.json are of different runs")
         return summary
 
+    def write_results(self, summary: dict[str, Any], rows: Sequence[Row]) -> None:
+        """Replaces both files, so that metrics.csv has at all times what summary.json speaks of.
+
+        It grows before the summary does, and shrinks (when a run goes on from a checkpoint that
+        is older than its last row) after it.
+        """
+        try:
+            shrinks = (self.summary() or {"rows": 0})["rows"] > len(rows)
+        except ResreproError:
+            shrinks = False
+        if shrinks:
+            self.write_summary(summary, rows)
+        self.write_metrics(rows)
+        if not shrinks:
+            self.write_summary(summary, rows)
+
     # responses.json
 
     @property

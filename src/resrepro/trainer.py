@@ -366,9 +366,8 @@ class Training:
         """Saves a run whose last iteration is done, and sums it up."""
         _, clean = self.step.errors("train")
         self.save()
-        self.run.write_metrics(self.state.rows)
         summary = self.summary("complete") | {"clean_train_error": clean}
-        self.run.write_summary(summary, self.state.rows)
+        self.run.write_results(summary, self.state.rows)
         last = self.state.rows[-1]
         self.say(
             f"{self.run.name} is complete: final training error {last.train_error:.2f}%, "
@@ -378,8 +377,7 @@ class Training:
 
     def write(self, status: str, reason: str | None = None) -> None:
         """Writes metrics.csv and summary.json."""
-        self.run.write_metrics(self.state.rows)
-        self.run.write_summary(self.summary(status, reason), self.state.rows)
+        self.run.write_results(self.summary(status, reason), self.state.rows)
 
     def summary(self, status: str, reason: str | None = None) -> dict[str, Any]:
         """What summary.json says of the run at this moment."""
