@@ -1,16 +1,21 @@
 """A signal stops a run, a sweep or a study soon, and the same command goes on with it."""
 
 import json
+import os
 import random
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import survival
 from survival import TINY, Command, Life, Moment, Nursery, lives_on, outcome, unequal
+
+from resrepro import interruption
+from resrepro.errors import Interrupted
 
 NAME = "residual-8-s0"
 SOON = 5.0  # seconds within which a run must have saved and stopped
@@ -191,6 +196,16 @@ def test_a_signal_while_the_program_starts(tmp_path: Path) -> None:
         survival.send(life, number)
         assert life.wait() in (STATUS[number], -number), life.err
         assert "Traceback" not in life.err
+
+
+def test_a_signal_that_an_import_swallows_is_not_lost() -> None:
+    with interruption.noted():
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Interrupted), interruption.watched():
+            pytest.fail("it began")
+    with interruption.noted(), interruption.watched():
+        interruption.check()  # that of another command is forgotten
 
 
 # Sweeps and studies

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from resrepro import __version__
+from resrepro import __version__, interruption
 from resrepro.errors import ConfigError, Interrupted, ResreproError
 
 
@@ -214,7 +214,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise ConfigError(f"there is no command {name}; choose one of {', '.join(COMMANDS)}")
-        return COMMANDS[name].run(words[1:])
+        with interruption.noted():
+            return COMMANDS[name].run(words[1:])
     except (ResreproError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise

@@ -24,6 +24,31 @@ def check() -> None:
 
 
 @contextmanager
+def noted() -> Iterator[None]:
+    """Within the block SIGINT raises KeyboardInterrupt, as ever, and is remembered as well.
+
+    Imports now and then swallow the exception; `watched` then raises what was remembered.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    global _received  # noqa: PLW0603
+    _received = None
+    before = signal.signal(signal.SIGINT, _note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        _received = None
+
+
+def _note(number: int, _frame: FrameType | None) -> None:
+    global _received  # noqa: PLW0603
+    _received = number
+    raise KeyboardInterrupt
+
+
+@contextmanager
 def watched() -> Iterator[None]:
     """Within the block the first SIGINT, SIGTERM or SIGUSR1 is remembered, a second kills.
 
@@ -34,7 +59,7 @@ def watched() -> Iterator[None]:
         yield
         return
     global _received  # noqa: PLW0603 (signals belong to the process, and so does this)
-    _received = None
+    check()  # one that came before
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.signal(number, _remember) for number in numbers}
     try:
