@@ -89,8 +89,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             for at in range(0, end, behaviour.piece):
                 piece = body[at : min(at + behaviour.piece, end)]
+                asked.sent += len(piece)  # first: who reads the last piece may look at once
                 self.wfile.write(piece)
-                asked.sent += len(piece)
                 if behaviour.pause and self.host.closing.wait(behaviour.pause):
                     return
             if behaviour.stall_after is not None:
