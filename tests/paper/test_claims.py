@@ -403,7 +403,7 @@ def world_questions(world: Path) -> dict[str, Question]:
 @pytest.fixture(scope="module")
 def documented() -> dict[str, str]:
     """The claims in docs/fidelity.md: what counts as supported, by the claim."""
-    section = FIDELITY.read_text().split("## How claims are judged")[1]
+    section = FIDELITY.read_text().split("## How claims are judged")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     assert header == ["claim", "D", "counts as supported if"]
