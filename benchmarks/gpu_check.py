@@ -189,7 +189,7 @@ def losses(config: Config, count: int) -> list[float]:
     with bench.prepared(config, load(config.data)) as training:
         for _ in range(count):
             training.step.begin_row()
-            bench.advance(training)
+            training.iterate()
             found.append(training.step.read().loss)
     return found
 
@@ -277,11 +277,11 @@ def run_for(config: Config, pixels: int, seconds: float, barrier: Any, speeds: A
     """Trains for some time, when all are ready, and tells the images a second."""
     with bench.prepared(config, bench.random_pixels(pixels)) as training:
         clock = bench.Clock(training.device)
-        clock.time(lambda: bench.advance(training), 5)
+        clock.time(training.iterate, 5)
         barrier.wait(timeout=300)
         began, iterations = clock.now(), 0
         while clock.now() - began < seconds:
-            clock.time(lambda: bench.advance(training), 10)
+            clock.time(training.iterate, 10)
             iterations += 10
         speeds.put(iterations * config.recipe.batch_size / (clock.now() - began))
 

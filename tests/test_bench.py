@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from resrepro.benchmarks.conventional import Conventional, PilImages
 
 from resrepro import bench, networks
 from resrepro.bench import Settings, Speed
+from resrepro.benchmarks.conventional import Conventional, PilImages
 from resrepro.config import Config
 from resrepro.errors import ConfigError
 

@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import resrepro.conf
 from hydra.core.global_hydra import GlobalHydra
 
+import resrepro.conf
 from resrepro.cli import COMMANDS
 from resrepro.composition import compose_one, expand, parse, split_words, words_of
 from resrepro.config import Config, from_mapping

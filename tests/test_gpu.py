@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from resrepro import bench
+from resrepro.benchmarks.gpu_check import losses
 from resrepro.config import Config
-from resrepro.data import load
 from resrepro.progress import Watcher
 from resrepro.run_directory import RunDirectory
 from resrepro.trainer import train
@@ -46,17 +45,9 @@ def assert_equal(one: Config, other: Config) -> None:
 
 @pytest.mark.parametrize("model", ["plain", "residual"])
 def test_the_losses_follow_the_cpus(quick: Callable[..., Config], model: str) -> None:
-    found = {}
-    for device in ("cpu", "cuda"):
-        config = replace(quick(f"model={model}", "depth=20", "deterministic=true"), device=device)
-        with bench.prepared(config, load(config.data)) as training:
-            losses = []
-            for _ in range(10):
-                training.step.begin_row()
-                bench.advance(training)
-                losses.append(training.step.read().loss)
-        found[device] = losses
-    assert found["cuda"] == pytest.approx(found["cpu"], rel=1e-3)
+    config = quick(f"model={model}", "depth=20", "deterministic=true")
+    cpu, cuda = (losses(replace(config, device=device), 10) for device in ("cpu", "cuda"))
+    assert cuda == pytest.approx(cpu, rel=1e-3)
 
 
 def test_runs_repeat_to_the_bit(quick: Callable[..., Config]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from resrepro.benchmarks import gpu_check
 
 DRY = ["--dry-run", "--device", "cpu", "--output"]

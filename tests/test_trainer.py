@@ -288,7 +288,7 @@ def on_meta(quick: Callable[..., Config]) -> Step:
 
 def test_a_step_leaves_no_tensor_behind_on_the_cpu(on_meta: Step) -> None:
     for iteration in range(2):
-        on_meta(iteration, 0.1)
+        list(on_meta.parts(iteration, 0.1))
     parameters = list(on_meta.network.parameters())
     tensors = [*on_meta.network.state_dict().values(), on_meta.sums, on_meta.batches.mean]
     tensors += [p.grad for p in parameters if p.grad is not None]
@@ -300,7 +300,7 @@ def test_a_step_leaves_no_tensor_behind_on_the_cpu(on_meta: Step) -> None:
 
 def test_a_step_waits_for_no_value(on_meta: Step) -> None:
     # On meta there are no values: .item(), .tolist() or an `if` on a tensor would fail.
-    on_meta(0, 0.1)
+    list(on_meta.parts(0, 0.1))
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         on_meta.read()
 
@@ -313,7 +313,7 @@ def test_an_evaluation_fails_only_where_its_result_is_needed(on_meta: Step) -> N
 def test_a_tensor_on_another_device_would_show(on_meta: Step) -> None:
     on_meta.batches.mean = torch.zeros(1, 8, 8)
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
-        on_meta(0, 0.1)
+        list(on_meta.parts(0, 0.1))
 
 
 def test_a_compiled_net_is_saved_as_the_plain_one(

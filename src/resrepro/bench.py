@@ -168,7 +168,7 @@ def measure(
     with prepared(config, data) as training:
         device = training.device
         clock = Clock(device)
-        loops = {"loop": lambda: advance(training)}
+        loops = {"loop": training.iterate}
         if settings.conventional:
             network = networks.build(config.model, config.depth, data.classes, data.channels)
             networks.initialise(network, config.seed)
@@ -223,12 +223,6 @@ def prepared(config: Config, data: Dataset) -> Iterator[Training]:
         yield Training(here, run, Watcher(), data)
 
 
-def advance(training: Training) -> None:
-    """One iteration."""
-    for _ in training.iterate():
-        pass
-
-
 def random_pixels(size: int) -> Dataset:
     """Colour images of noise: what is in them makes no difference to the time."""
     generator = np.random.default_rng(0)
@@ -268,7 +262,7 @@ def parts_of(training: Training, clock: Clock, count: int) -> dict[str, float]:
     seconds: dict[str, float] = defaultdict(float)
     for _ in range(count):
         before = clock.now()
-        for part in training.iterate():
+        for part in training.parts():
             now = clock.now()
             seconds[part] += (now - before) / count
             before = now

@@ -120,13 +120,11 @@ class Step:
         self.now = torch.zeros((), dtype=torch.float64, device=device)  # of the batch, from 1
         self.graph = StepGraph(self._compute) if config.cuda_graph else None
 
-    def __call__(self, iteration: int, rate: float) -> None:
-        """Trains on the batch of an iteration (0, 1, 2, …) at a learning rate."""
-        for _ in self.parts(iteration, rate):
-            pass
-
     def parts(self, iteration: int, rate: float) -> Iterator[str]:
-        """The same, stopping after each part of the iteration with the part's name."""
+        """Trains on the batch of an iteration (0, 1, 2, …) at a learning rate.
+
+        Stops after each part of it with the part's name.
+        """
         x, labels = self.batches(iteration)
         self.now.fill_(iteration + 1)
         yield "batch assembly"

@@ -229,10 +229,14 @@ class Training:
                 self.evaluate()
             if state.iteration == last:
                 return self.finish()
-            for _ in self.iterate():
-                pass
+            self.iterate()
 
-    def iterate(self) -> Iterator[str]:
+    def iterate(self) -> None:
+        """One iteration."""
+        for _ in self.parts():
+            pass
+
+    def parts(self) -> Iterator[str]:
         """One iteration, stopping after each of its parts with the part's name."""
         state = self.state
         state.learning_rate = self.rate(state.iteration)
