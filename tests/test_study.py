@@ -1,6 +1,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -186,3 +188,17 @@ def test_a_killed_process_harms_only_its_run(start: Run, tmp_path: Path) -> None
     assert states == {name: "killed" if "n-14" in name else "complete" for name in NAMES} | {
         "residual-14-s0": "complete"
     }
+
+
+def test_what_processes_are_forked_from_has_not_touched_a_gpu() -> None:
+    """A process forked after CUDA was asked for anything cannot use it."""
+    program = f"""
+import importlib, torch
+def refuse(*args, **kwargs):
+    raise AssertionError("a GPU was asked for")
+for name in ("is_available", "device_count", "init", "_lazy_init", "current_device"):
+    setattr(torch.cuda, name, refuse)
+for module in {study.PRELOADED}:
+    importlib.import_module(module)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -22,6 +22,9 @@ from resrepro.run_directory import RunDirectory, one_line
 from resrepro.status import run_table, standing
 
 OWN_KEYS = ("study", "jobs", "hydra")
+# What a run imports: PyTorch, what its optimizers bring along, scikit-learn. None of them may
+# touch a GPU when imported: processes could not be forked from there any more.
+PRELOADED = ["resrepro.trainer", "torch._dynamo", "resrepro.data.digits"]
 ARTEFACTS = ("figure1", "figure6", "figure7", "table6", "claims", "report")
 ORPHAN_SECONDS = 20.0
 
@@ -152,11 +155,11 @@ def share_out(runs: list[Config], jobs: int | None) -> Shares:
 def _train_all(runs: list[Config], shares: Shares, display: "Display") -> None:
     """Trains runs in their order, as many at once as there are shares."""
     # A fresh process a run: one that dies takes no other with it. Where there is a fork server
-    # it imports PyTorch once for all of them.
+    # it imports once for all of them what each would.
     context: Any = multiprocessing.get_context("spawn")
     if "forkserver" in multiprocessing.get_all_start_methods():
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["resrepro.trainer"])
+        context.set_forkserver_preload(PRELOADED)
     free = list(shares.devices)
     stopping = threading.Event()
 

@@ -1,6 +1,7 @@
 """Handwritten digits that come with scikit-learn: real images without a download."""
 
 import numpy as np
+from sklearn import datasets
 
 from resrepro.data import Dataset, digest_of
 
@@ -11,8 +12,6 @@ def load_digits() -> Dataset:
     The split is fixed and stratified: every fifth image of each class, in the file's order, is a
     test image. Grey values from 0 to 16 are stretched to 0 to 255.
     """
-    from sklearn import datasets
-
     bunch = datasets.load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[:, np.newaxis]
     labels = bunch.target.astype(np.int64)
