@@ -373,30 +373,37 @@ def picture(speeds: list[Speed]) -> Figure:
 
 def growth(speeds: list[Speed]) -> Figure | None:
     """An iteration's time against depth and against images; None without three of either."""
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    axes = figure.subplots(1, 2)
-    drawn = False
-    for axis, of, label in zip(
-        axes, ("depth", "batch_size"), ("depth", "images an iteration"), strict=True
+    panels = [(label, lines) for label, lines in _lines(speeds).items() if lines]
+    if not panels:
+        return None
+    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
+    for axis, (label, lines) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
-        series: dict[tuple[int, ...], list[Speed]] = defaultdict(list)
-        for speed in speeds:
-            other = speed.batch_size if of == "depth" else speed.depth
-            series[speed.image_size, other].append(speed)
-        for (size, other), points in series.items():
-            at = [getattr(point, of) for point in points]
-            if len(set(at)) >= 3:
-                drawn = True
-                fixed = f"batches of {other}" if of == "depth" else f"depth {other}"
-                seconds = [point.seconds for point in points]
-                axis.plot(at, seconds, "o-", label=f"{size}x{size}, {fixed}")
+        for name, points in lines.items():
+            axis.plot(*zip(*points, strict=True), "o-", label=name)
         axis.set_xlabel(label)
         axis.set_ylabel("seconds an iteration")
         axis.set_xlim(0)
         axis.set_ylim(0)
         axis.spines[["top", "right"]].set_visible(False)
-        if axis.lines:
-            axis.legend(frameon=False, fontsize=8)
-        else:
-            axis.set_visible(False)
-    return figure if drawn else None
+        axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _lines(speeds: list[Speed]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Growth's two panels, each with its lines of three or more points (x, seconds)."""
+    by_depth: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    by_images: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for speed in speeds:
+        pixels = f"{speed.image_size}x{speed.image_size}"
+        by_depth[f"{pixels}, batches of {speed.batch_size}"].append((speed.depth, speed.seconds))
+        by_images[f"{pixels}, depth {speed.depth}"].append((speed.batch_size, speed.seconds))
+    return {
+        label: {
+            name: sorted(points)
+            for name, points in lines.items()
+            if len({x for x, _ in points}) >= 3
+        }
+        for label, lines in (("depth", by_depth), ("images an iteration", by_images))
+    }

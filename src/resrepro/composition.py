@@ -17,7 +17,7 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -209,6 +209,13 @@ def explained(command: str) -> Iterator[None]:
         raise
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
+    except OverrideParseException as error:
+        if "=" not in error.override:
+            raise ConfigError(f"{error.override}: say key=value, as in depth=56") from error
+        raise ConfigError(
+            f"{error.override}: cannot be read; a value with =, brackets, braces or commas of its "
+            "own needs quotes within quotes, as in 'tag=\"a=b\"'"
+        ) from error
     except (HydraException, ValueError, TypeError) as error:
         raise ConfigError(_explain(command, error)) from error
 

@@ -206,6 +206,8 @@ def explain(error: OmegaConfBaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     sentence = lines[0].rstrip(".") if lines else type(error).__name__
     key = getattr(error, "full_key", None)
+    if match := re.search(r"missing mandatory value: (\S+)", sentence):
+        return f"{match[1]} is not given"
     return f"{key}: {sentence}" if key and str(key) not in sentence else sentence
 
 

@@ -59,7 +59,7 @@ class Block(nn.Module):
 
     Attributes:
         recompute: whether a training step keeps only the block's input and computes the maps
-            inside it once more for the gradients: less memory, the same numbers, a third slower.
+            inside it once more for the gradients: less memory, the same numbers, slower.
     """
 
     def __init__(self, channels: int, filters: int, stride: int, option: str | None) -> None:

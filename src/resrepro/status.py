@@ -11,6 +11,7 @@ from resrepro.progress import duration
 from resrepro.run_directory import RunDirectory, find_experiments, find_runs, one_line
 
 HEADERS = ("run", "state", "iteration", "train %", "test %", "images/s", "time", "note")
+NOTE_WIDTH = 60  # characters; longer ones go on below
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,10 @@ def run_table(standings: Iterable[Standing]) -> str:
     """The standings as text."""
     rows = [standing.cells for standing in standings]
     align = ("left", "left", *["right"] * 5, "left")
-    return tabulate(rows, HEADERS, "simple", colalign=align, disable_numparse=True)
+    widths = (*[None] * 7, NOTE_WIDTH)
+    return tabulate(
+        rows, HEADERS, "simple", colalign=align, disable_numparse=True, maxcolwidths=widths
+    )
 
 
 def status_report(outputs: str, experiment: str | None) -> str:
