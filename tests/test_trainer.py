@@ -709,3 +709,27 @@ def test_a_captured_step_never_uses_a_stale_rate(quick: Callable[..., Config]) -
 def test_a_captured_step_is_for_gpus(quick: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match="cuda_graph=true: is for NVIDIA GPUs"):
         quietly(quick("cuda_graph=true"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.cuda.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_a_lack_of_memory_says_what_needs_less_and_the_run_goes_on_with_it(
+    quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    config = quick(*SMALL)
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "iterate", fail)
+        with pytest.raises(ResreproError, match="activation_checkpointing=true or a smaller"):
+            quietly(config)
+    assert json.loads((config.directory / "summary.json").read_text())["status"] == "failed"
+    assert quietly(replace(config, activation_checkpointing=True))["status"] == "complete"

@@ -100,8 +100,8 @@ def _lack_of_memory_explained() -> Iterator[None]:
         lacks = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
         if lacks or "allocate memory" in str(error) or "bad_alloc" in str(error):
             raise ResreproError(
-                "there is not enough memory for this net and batch; a smaller recipe.batch_size, "
-                "model.width or depth needs less"
+                "there is not enough memory for this net and batch; less is needed with "
+                "activation_checkpointing=true or a smaller recipe.batch_size, model.width or depth"
             ) from error
         raise
 
