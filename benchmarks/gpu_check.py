@@ -24,6 +24,7 @@ import torch.multiprocessing as mp
 from resrepro import bench, devices
 from resrepro.composition import expand
 from resrepro.config import Config
+from resrepro.errors import ConfigError
 from resrepro.files import write_atomically
 from resrepro.provenance import provenance
 from resrepro.run_directory import RunDirectory
@@ -130,7 +131,7 @@ class Check:
         try:
             yield keep
         except Exception as error:  # the other parts are worth having, too
-            keep({"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"})
+            keep({"failed": f"{type(error).__name__}: {' '.join(str(error).split())[-500:]}"})
 
     def configs(self, *words: str) -> list[Config]:
         """Configurations of runs on this check's data and device."""
@@ -262,18 +263,14 @@ def at_once(check: Check) -> None:
             if keep:
                 (config,) = check.configs(f"depth={check.sizes.depths[0]}")
                 context = mp.get_context("spawn")
-                barrier, speeds = context.Barrier(count), context.Queue()
+                barrier, speeds = context.Barrier(count), context.SimpleQueue()
                 arguments = (config, check.sizes.pixels, 5 * check.sizes.seconds, barrier, speeds)
-                workers = [context.Process(target=run_for, args=arguments) for _ in range(count)]
-                for worker in workers:
-                    worker.start()
-                found = [speeds.get(timeout=300) for _ in workers]
-                for worker in workers:
-                    worker.join()
+                mp.spawn(run_for, arguments, nprocs=count)  # type: ignore[attr-defined, no-untyped-call]
+                found = [speeds.get() for _ in range(count)]
                 keep({"images a second in all": sum(found), "of each": found})
 
 
-def run_for(config: Config, pixels: int, seconds: float, barrier: Any, speeds: Any) -> None:
+def run_for(_: int, config: Config, pixels: int, seconds: float, barrier: Any, speeds: Any) -> None:
     """Trains for some time, when all are ready, and tells the images a second."""
     with bench.prepared(config, bench.random_pixels(pixels)) as training:
         clock = bench.Clock(training.device)
@@ -350,12 +347,14 @@ STEPS = (tests, follow, killed, fast, at_once, study, memory)
 def summary(check: Check, arguments: list[str]) -> str:
     """All results there are, as Markdown."""
     device = devices.select(check.device)
+    whence = provenance()
+    versions = whence.pop("versions")
     lines = [
         f"# What was measured on {devices.describe(device)}",
         "",
         f"`scripts/gpu_check {' '.join(arguments)}`",
         "",
-        *(f"- {key}: {value}" for key, value in provenance().items()),
+        *(f"- {key}: {value}" for key, value in (whence | versions).items()),
         "",
         "| part | result | seconds |",
         "| --- | --- | --- |",
@@ -403,6 +402,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes, on digits")
     options = parser.parse_args(arguments)
     sizes = tiny_sizes() if options.dry_run else real_sizes(options.data)
+    try:
+        devices.select(options.device)
+    except ConfigError as error:
+        parser.error(str(error))
+    if options.data and not Path(options.data).is_dir():
+        parser.error(f"--data {options.data}: there is no such folder")
     output = options.output.absolute()
     output.mkdir(parents=True, exist_ok=True)
     check = Check(sizes, options.device, output, time.monotonic() + options.seconds)

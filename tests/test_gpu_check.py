@@ -1,8 +1,10 @@
 import json
+import re
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,32 @@ def test_other_sizes_do_not_mix(tmp_path: Path) -> None:
     done = run(tmp_path, 1)
     assert done.returncode == 2
     assert "holds a check with other sizes" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--device", "cuda:99"], r"device=cuda:99: "),
+        (["--device", "cpu", "--data", "absent"], r"--data absent: there is no such folder"),
+    ],
+)
+def test_what_cannot_be_checked_is_said_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        gpu_check.main(["1", "--output", str(tmp_path / "out"), *words])
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_worker_that_fails_ends_the_others(tmp_path: Path) -> None:
+    sizes = replace(gpu_check.tiny_sizes(), data=["data=digits", "precision=tf32"])
+    check = gpu_check.Check(sizes, "cpu", tmp_path, float("inf"))
+    gpu_check.at_once(check)
+    assert (
+        "precision=tf32: is a mode of NVIDIA GPUs"
+        in check.results["3 2 at once"]["result"]["failed"]
+    )
 
 
 @pytest.mark.parametrize(
