@@ -8,7 +8,6 @@ A residual net is its plain twin with a shortcut around each pair of 3x3 layers.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -76,10 +75,7 @@ class Block(nn.Module):
         if self.recompute and torch.is_grad_enabled():
             # Once more in the backward pass, and then not counted in BN's statistics again.
             contexts = (nullcontext(), self._statistics_kept())
-            return cast(
-                Tensor,
-                checkpoint(self._layers, x, use_reentrant=False, context_fn=lambda: contexts),
-            )
+            return checkpoint(self._layers, x, use_reentrant=False, context_fn=lambda: contexts)
         return self._layers(x)
 
     def _layers(self, x: Tensor) -> Tensor:
