@@ -56,6 +56,17 @@ def test_train_composes_with(model: str, data: str, recipe: str, tmp_path: Path)
     assert config.directory == Path(f"outputs/{data}/{model}-20-s0")
 
 
+@pytest.mark.parametrize("key", ["root", "archive"])
+def test_a_sweep_over_places_of_data_is_not_taken_for_one_run(key: str, tmp_path: Path) -> None:
+    """Two places may hold two data sets; only their digests would tell."""
+    for name in ("A", "B"):
+        (tmp_path / name).mkdir()
+    data = "image_folder" if key == "root" else "cifar10"
+    places = f"data.{key}={tmp_path}/A,{tmp_path}/B"
+    with pytest.raises(ConfigError, match=rf"two runs would share .*data\.{key} .*A and .*B"):
+        expand("train", [[f"data={data}", places]], None)
+
+
 def test_by_default_it_is_the_papers_recipe() -> None:
     config = one("data=digits")
     recipe = config.recipe

@@ -40,6 +40,16 @@ def test_option_b_adds_two_projections(depth: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("option", [None, "A", "B"])
+def test_bn_is_the_fields_usual_one(option: str | None) -> None:
+    """docs/fidelity.md: momentum 0.1, epsilon 1e-5, affine."""
+    norms = [m for m in on_meta(14, option).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 13 + 2 * (option == "B")
+    assert {(n.momentum, n.eps, n.affine, n.track_running_stats) for n in norms} == {
+        (0.1, 1e-5, True, True)
+    }
+
+
+@pytest.mark.parametrize("option", [None, "A", "B"])
 @pytest.mark.parametrize("depth", [8, 14, *PARAMETERS])
 def test_depth_is_the_number_of_weighted_layers(depth: int, option: str | None) -> None:
     network = on_meta(depth, option)

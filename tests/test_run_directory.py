@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from resrepro.config import Config
 from resrepro.errors import ConfigError, ResreproError
 from resrepro.files import write_atomically
 from resrepro.run_directory import Row, RunDirectory, _seal, find_experiments, find_runs
+from resrepro.status import standing
 
 ROWS = [
     Row(5, 0.4, 0.02, 2.3025850929940455, 89.84375, 2.25, 100 / 3, 0.125),
@@ -409,6 +411,63 @@ def test_the_lock_of_a_killed_process_does_not_block(
     with run.locked():
         assert fresh(run).is_locked()
     assert not run.is_locked()
+
+
+def test_asking_whether_a_run_is_locked_keeps_nobody_from_beginning(run: RunDirectory) -> None:
+    """`resrepro status` looks while runs begin: it takes the lock for an instant."""
+    program = f"""
+from pathlib import Path
+from resrepro.run_directory import RunDirectory
+print("asking", flush=True)
+while True:
+    RunDirectory(Path({str(run.path)!r})).is_locked()
+"""
+    words = [sys.executable, "-c", program]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as asking:
+        assert asking.stdout is not None
+        assert asking.stdout.readline() == "asking\n"
+        for _ in range(100):
+            with run.locked():
+                pass
+        asking.kill()
+
+
+def test_a_file_system_without_locks_is_named(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of a lock that is a file, and outlives its process."""
+
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    words = f"{run.path} lies on a file system without locks"
+    with pytest.raises(ResreproError, match=words), run.locked():
+        pytest.fail("it has no lock")
+    assert run.is_locked() is None
+    assert run_state(run, "running") == "running"  # and not "killed", for nobody can tell
+
+
+def run_state(run: RunDirectory, status: str) -> str:
+    run.write_summary({**(run.summary() or {}), "status": status}, run.metrics())
+    return standing(run).state
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_folder_that_cannot_be_synced_is_written_to(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CIFS and some of FUSE."""
+    sync = os.fsync
+
+    def no_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", no_folders)
+    write_atomically(tmp_path / "file", b"content")
+    assert (tmp_path / "file").read_bytes() == b"content"
 
 
 # Finding runs

@@ -1,9 +1,15 @@
 """A signal stops a run, a sweep or a study soon, and the same command goes on with it."""
 
+import fcntl
 import json
 import os
+import pty
 import random
+import select
 import signal
+import subprocess
+import termios
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,7 +26,7 @@ from resrepro.errors import Interrupted
 NAME = "residual-8-s0"
 SOON = 5.0  # seconds within which a run must have saved and stopped
 PAUSE = 60.0
-STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138, signal.SIGHUP: 129}
 
 
 def some(first: Any, *others: Any) -> list[Any]:
@@ -104,7 +110,7 @@ MOMENTS = [
         (moment, number)
         for place, moment in enumerate(MOMENTS)
         for which, number in enumerate(STATUS)
-        if survival.SOAK or which == place % 3
+        if survival.SOAK or which == place % 4
     ],
     ids=lambda value: f"{value.place}-{value.count}" if isinstance(value, Moment) else value.name,
 )
@@ -165,13 +171,78 @@ def test_a_second_ctrl_c_stops_at_once(
     began = time.monotonic()
     survival.send(life, signal.SIGINT)
     with pytest.raises(TimeoutError):
-        life.wait(1.0)
+        life.wait(1.5)
     assert "once more stops at once" in life.err
     survival.send(life, signal.SIGINT)
     assert life.wait() == 130
     assert time.monotonic() - began < PAUSE / 2, "it was not at once"
     assert nursery.start(words).wait() == 0
     assert unequal(run, unbroken) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (signal.SIGTERM, signal.SIGTERM),  # srun passes it on, and slurmstepd sends it too
+        (signal.SIGUSR1, signal.SIGTERM),
+        (signal.SIGINT, signal.SIGTERM),
+        (signal.SIGINT, signal.SIGINT),  # within a second: held down, or passed on as well
+    ],
+)
+def test_a_scheduler_that_signals_twice_loses_nothing(
+    nursery: Nursery, tmp_path: Path, first: signal.Signals, again: signal.Signals
+) -> None:
+    words, run = train_words(tmp_path, "checkpoint_seconds=1000"), tmp_path / "digits" / NAME
+    life = nursery.start(words, Moment("iteration", 30, signal=0, stall=1.5))
+    survival.wait_until(lambda: survival.iteration_of(run) >= 28, "iteration 28")
+    time.sleep(0.3)
+    survival.send(life, first)
+    time.sleep(0.05)
+    survival.send(life, again)
+    assert life.wait() == STATUS[first], life.err
+    check_interrupted(run)
+
+
+def test_a_closed_terminal_stops_and_saves(tmp_path: Path) -> None:
+    """SIGHUP, and writing to the terminal fails from then on."""
+    controller, terminal = pty.openpty()
+    run = tmp_path / "digits" / NAME
+    words = train_words(tmp_path, "recipe.iterations=20000", "checkpoint_seconds=1000")
+    with subprocess.Popen(
+        [survival.COMMAND, *words],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 (no threads yet)
+    ) as process:
+        os.close(terminal)
+        is_closed = threading.Event()
+        reader = threading.Thread(target=read_until, args=(is_closed, controller))
+        reader.start()
+        survival.wait_until(lambda: survival.iteration_of(run) >= 7, "a row")
+        is_closed.set()
+        reader.join()
+        os.close(controller)
+        assert process.wait(PAUSE) == STATUS[signal.SIGHUP]
+    check_interrupted(run)
+
+
+def read_until(is_closed: threading.Event, controller: int) -> None:
+    """Reads what is written to a terminal, so that it does not fill up."""
+    while not is_closed.is_set():
+        if select.select([controller], [], [], 0.1)[0]:
+            os.read(controller, 4096)
+
+
+def test_nohup_is_heeded() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruption.watched():
+            os.kill(os.getpid(), signal.SIGHUP)
+            interruption.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_depth_56_saves_and_stops_within_five_seconds(nursery: Nursery, tmp_path: Path) -> None:

@@ -9,13 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import joblib
 import pytest
 from omegaconf import OmegaConf
 
 from resrepro import study
 from resrepro.composition import expand, split_words
 from resrepro.config import Config
-from resrepro.errors import ConfigError
+from resrepro.data import load
+from resrepro.errors import ConfigError, ResreproError
+from resrepro.run_directory import Row, RunDirectory
 from resrepro.study import OWN_KEYS, Plan, cost, plan_study, run_study, share_out
 
 Run = Callable[..., Any]
@@ -62,12 +65,28 @@ def test_a_run_costs_more_the_deeper_the_wider_and_the_longer(
 def test_the_cores_are_shared_out(
     quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
     runs = [quick(f"seed={seed}") for seed in range(3)]
     assert share_out(runs, None) == study.Shares(["cpu"] * 3, 2)
     assert share_out(runs * 4, None) == study.Shares(["cpu"] * 8, 1)
     assert share_out(runs, 2) == study.Shares(["cpu"] * 2, 4)
     assert share_out(runs, 20) == study.Shares(["cpu"] * 20, 1)
+
+
+def test_a_study_is_not_complete_for_data_it_never_saw(
+    made_up_run: Callable[..., RunDirectory],
+    rows: Callable[..., list[Row]],
+    tmp_path: Path,
+) -> None:
+    words = ["data=digits", "recipe=digits", "depth=8,14", f"outputs={tmp_path}"]
+    runs = expand("train", [words], None)
+    digest = load(runs[0].data).digest
+    for run in runs:
+        made_up_run(run, rows(last=300), data_digest=digest)
+    assert run_study(Plan("x", runs, [], 1)) == 0
+    made_up_run(runs[1], rows(last=300), data_digest="d" * 64)
+    with pytest.raises(ResreproError, match=r"residual-14-s0 was trained on other data"):
+        run_study(Plan("x", runs, [], 1))
 
 
 def test_the_gpus_are_shared_out(
@@ -77,6 +96,9 @@ def test_the_gpus_are_shared_out(
     runs = [quick(f"seed={seed}", "device=auto") for seed in range(5)]
     assert share_out(runs, None).devices == ["cuda:0", "cuda:1"]
     assert share_out(runs, 3).devices == ["cuda:0", "cuda:1", "cuda:0"]
+    named = [replace(run, device="cuda:1") for run in runs]
+    assert share_out(named, None) == study.Shares(["cuda:1"], None)
+    assert share_out(named, 2) == study.Shares(["cuda:1", "cuda:1"], None)
     assert share_out([replace(run, device="cpu") for run in runs], 2).devices == ["cpu"] * 2
 
 

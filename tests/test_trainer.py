@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from resrepro import interruption, networks, trainer
+from resrepro import devices, interruption, networks, trainer
+from resrepro.composition import expand
 from resrepro.config import Config
 from resrepro.data import load
 from resrepro.data.batches import Batches
@@ -81,6 +83,45 @@ def interrupted_at_look(look: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interruption, "check", check)
         yield
+
+
+def test_ctrl_c_between_an_update_and_its_count_saves_no_half_iteration(
+    unbroken: Config, quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From Python or a notebook, where nothing watches for the signal."""
+    config = quick(*SMALL)
+    counted, count = 0, Step._count
+
+    def interrupted(step: Step, *args: Tensor) -> None:
+        nonlocal counted
+        counted += 1
+        if counted == 8:
+            raise KeyboardInterrupt
+        count(step, *args)
+
+    monkeypatch.setattr(Step, "_count", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quietly(config)
+    assert summary(config.directory)["status"] == "interrupted"
+    assert checkpoint(config.directory)["iteration"] == 5
+    quietly(config)
+    assert_same_run(config.directory, unbroken.directory)
+
+
+def test_ctrl_c_before_the_first_checkpoint_leaves_a_run_that_can_begin_again(
+    unbroken: Config, quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quick(*SMALL)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "save_checkpoint", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quietly(config)
+    quietly(config)
+    assert_same_run(config.directory, unbroken.directory)
 
 
 def interrupt(config: Config, look: int) -> None:
@@ -183,8 +224,65 @@ def test_the_summary_says_where_the_numbers_come_from(unbroken: Config) -> None:
     assert (written["device"], written["threads"], written["precision"]) == ("cpu", 1, "float32")
     assert (written["compiled"], written["deterministic"]) == (False, False)
     assert written["data_digest"] == load(unbroken.data).digest
-    assert written["peak_memory_bytes"] > 10**7
     assert {"config_hash", "git_revision", "host"} <= written.keys()
+
+
+def test_a_peak_is_told_of_the_first_run_of_a_process_only(
+    quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices.PeakMemory, "_process_is_used", False)
+    peaks = [quietly(quick(*SMALL, f"seed={seed}"))["peak_memory_bytes"] for seed in range(2)]
+    assert peaks[0] > 10**7
+    assert peaks[1] is None
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tf32", True)])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_process_computes_as_the_configuration_says(
+    precision: str, allowed: bool, deterministic: bool, quick: Callable[..., Config]
+) -> None:
+    config = quick()
+    try:
+        devices.set_up(replace(config, precision=precision, deterministic=deterministic), 1)
+        cudnn = torch.backends.cudnn
+        assert torch.backends.cuda.matmul.allow_tf32 is allowed
+        assert cudnn.allow_tf32 is allowed
+        assert (cudnn.deterministic, cudnn.benchmark) == (deterministic, not deterministic)
+        assert torch.are_deterministic_algorithms_enabled() is deterministic
+    finally:
+        devices.set_up(config, 1)
+
+
+def other_images(folder: Path) -> Path:
+    """Two folders A and B of images: the same names, other pixels."""
+    for name, seed in (("A", 1), ("B", 2)):
+        chance = np.random.default_rng(seed)
+        for place in ("train/cat", "train/dog", "test/cat", "test/dog"):
+            (folder / name / place).mkdir(parents=True)
+            for i in range(3):
+                pixels = chance.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / name / place / f"{i}.png")
+    return folder
+
+
+def test_a_complete_run_is_not_returned_for_data_it_never_saw(
+    quick_words: tuple[str, ...], tmp_path: Path
+) -> None:
+    images = other_images(tmp_path)
+    shutil.copytree(images / "A", images / "copy")
+    words = [*quick_words, *SMALL, "data=image_folder", f"data.cache={tmp_path}/cache"]
+    one, other, copy = (
+        expand("train", [[*words, f"data.root={images / name}", f"outputs={tmp_path}"]], None)[0]
+        for name in ("A", "B", "copy")
+    )
+    quietly(one)
+    before = (one.directory / "summary.json").read_bytes()
+    with pytest.raises(ResreproError, match=r"was trained on other data.*tag=WORD") as refused:
+        quietly(other)
+    assert "\n" not in str(refused.value)
+    assert (one.directory / "summary.json").read_bytes() == before
+    assert quietly(copy)["status"] == "complete"  # the same data in another place
+    assert quietly(one)["status"] == "complete"
 
 
 def test_training_lowers_the_errors(quick: Callable[..., Config]) -> None:
@@ -610,11 +708,8 @@ def diverging(quick: Callable[..., Config]) -> Callable[..., Config]:
     return make
 
 
-def first_bad_iteration(config: Config, evaluated: bool) -> int:
-    """When a loss stops being finite, counted from 1, by training on plainly.
-
-    Where every iteration is evaluated, the test loss after an iteration is looked at, too.
-    """
+def first_bad_iteration(config: Config) -> int:
+    """When the training loss stops being finite, counted from 1, by training on plainly."""
     batches = Batches(load(config.data), "pixel", config.recipe, 0, torch.device("cpu"))
     network = networks.build(config.model, 8, 10, 1)
     networks.initialise(network, 0)
@@ -622,16 +717,11 @@ def first_bad_iteration(config: Config, evaluated: bool) -> int:
     optimizer = torch.optim.SGD(network.parameters(), 1e6, momentum=0.9, weight_decay=1e-4)
     for iteration in range(30):
         x, labels = batches(iteration)
-        losses: list[Tensor] = [F.cross_entropy(network(x), labels)]
+        loss = F.cross_entropy(network(x), labels)
         optimizer.zero_grad()
-        losses[0].backward()
+        loss.backward()
         optimizer.step()
-        if evaluated:
-            with torch.no_grad():
-                network.eval()
-                losses += [F.cross_entropy(network(x), y) for x, y in batches.unaugmented("test")]
-                network.train()
-        if not all(math.isfinite(loss.item()) for loss in losses):
+        if not math.isfinite(loss.item()):
             return iteration + 1
     raise AssertionError("did not diverge")
 
@@ -642,7 +732,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(
 ) -> None:
     config = diverging(f"evaluate_every={every}")
     torch.set_num_threads(1)
-    bad = first_bad_iteration(config, evaluated=every == 1)
+    bad = first_bad_iteration(config)
     assert bad < 30
     words = rf"not finite at iteration {bad}, learning rate 1e\+06"
     with pytest.raises(Diverged, match=words) as diverged:
@@ -651,9 +741,54 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     state = summary(config.directory)
     assert state["status"] == "diverged"
     assert f"iteration {bad}" in state["reason"]
-    assert all(math.isfinite(value) for row in rows(config.directory) for value in row.values())
+    for row in rows(config.directory):
+        assert all(math.isfinite(value) for key, value in row.items() if key != "test_loss")
     with pytest.raises(Diverged, match=words):  # and stays so
         quietly(config)
+
+
+@pytest.mark.parametrize("lag", ["nan", "inf"])
+def test_a_test_loss_that_is_not_finite_does_not_end_a_run(
+    lag: str, quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written down as it is, its answers are wrong, and the run ends as it would have."""
+
+    def overflow(network: torch.nn.Module, inputs: tuple[Tensor], logits: Tensor) -> Tensor:
+        if network.training:
+            return logits
+        return torch.where(torch.arange(len(logits))[:, None] % 2 == 0, float(lag), logits)
+
+    undisturbed = quick(*SMALL)
+    quietly(undisturbed)
+    build = networks.build
+
+    def lagging(*args: Any) -> networks.CifarNet:
+        network = build(*args)
+        network.register_forward_hook(overflow)
+        return network
+
+    monkeypatch.setattr(networks, "build", lagging)
+    config = quick(*SMALL, "tag=lagging")
+    done = quietly(config)
+    assert (done["status"], done["reason"]) == ("complete", None)
+    for here, there in zip(rows(config.directory), rows(undisturbed.directory), strict=True):
+        assert here["train_loss"] == there["train_loss"]
+        assert not math.isfinite(here["test_loss"])
+        assert here["test_error"] > 50
+    assert done["final_test_error"] > 50 < done["clean_train_error"]
+    assert quietly(config)["final_test_error"] == done["final_test_error"]
+
+
+def test_plain_110_evaluated_at_every_iteration(quick: Callable[..., Config]) -> None:
+    """The paper's own case: BN's statistics lag, the logits overflow, and the net trains on."""
+    config = quick("model=plain", "depth=110", "recipe.iterations=3", "evaluate_every=1")
+    done = quietly(config)
+    assert done["status"] == "complete"
+    written = rows(config.directory)
+    assert [row["iteration"] for row in written] == [1, 2, 3]
+    assert any(math.isnan(row["test_loss"]) for row in written), "it no longer shows the case"
+    assert all(math.isfinite(row["train_loss"]) for row in written)
+    assert all(0 <= row["test_error"] <= 100 for row in written)
 
 
 @pytest.mark.parametrize("every", [1, 30])
@@ -665,7 +800,8 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(
         quietly(config)
     saved = checkpoint(config.directory)
     assert saved["iteration"] > 0
-    assert all(t.isfinite().all() for t in saved["network"].values())
+    weights = [tensor for name, tensor in saved["network"].items() if "running" not in name]
+    assert all(weight.isfinite().all() for weight in weights)
     with pytest.raises(Diverged):
         quietly(config)
     assert checkpoint(config.directory)["iteration"] == saved["iteration"]

@@ -61,7 +61,7 @@ class Speed:
         activation_bytes: that an iteration keeps for the backward pass.
         matrix_rate: floating-point operations a second in large matrix products.
         copy_bandwidth: bytes read and written a second in a large copy.
-        peak_memory_bytes: of the process so far (of the GPU, where there is one).
+        peak_memory_bytes: of the GPU, or of the process, for its first measurement.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Speed:
     activation_bytes: int
     matrix_rate: float
     copy_bandwidth: float
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None
 
     @property
     def images_per_second(self) -> float:
@@ -204,7 +204,7 @@ def measure(
             activation_bytes=activation_bytes,
             matrix_rate=operations / median["multiply"],
             copy_bandwidth=copied / median["copy"],
-            peak_memory_bytes=devices.peak_memory(device),
+            peak_memory_bytes=training.peak_memory.bytes(),
         )
 
 

@@ -22,7 +22,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from resrepro.config import Config, differences, explain, flatten, from_mapping
+from resrepro.config import (
+    Config,
+    data_differences,
+    differences,
+    explain,
+    flatten,
+    from_mapping,
+)
 from resrepro.errors import ConfigError, ResreproError
 from resrepro.trust import refuse_code
 
@@ -112,7 +119,7 @@ def expand(command: str, sweeps: list[list[str]], config_dir: str | None) -> lis
             for job in BasicSweeper.split_arguments(overrides, None)[0]:
                 run = from_mapping(load(loader, command, job))
                 twin = runs.setdefault(run.directory, run)
-                if differ := differences(twin, run):
+                if differ := differences(twin, run) | data_differences(twin, run):
                     key, (value, _) = next(iter(differ.items()))
                     word = "WORD" if isinstance(value, list) else f"{key.split('.')[-1]}${{{key}}}"
                     values = [f"{k} {a} and {b}" for k, (a, b) in differ.items()]

@@ -149,6 +149,9 @@ WHEREABOUTS = frozenset(
     }
 )
 
+# Where the data come from. Two places may hold the same data: only their digest tells.
+DATA_PLACES = ("root", "archive", "url", "sha256")
+
 # Beyond these it is a slip of the hand, and would only be noticed when the memory is full.
 DEEPEST, WIDEST, MOST_THREADS = 12_002, 4096, 1024
 LARGEST_BATCH, WIDEST_PADDING, LARGEST_NUMBER = 65_536, 64, 1e38
@@ -354,6 +357,15 @@ def config_hash(config: Config) -> str:
 
 def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     """The identifying keys in which two configurations differ, with the value in each."""
-    a, b = identity(one), identity(other)
+    return _differing(identity(one), identity(other))
+
+
+def data_differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """The keys that say where the data come from in which two configurations differ."""
+    places = ({f"data.{k}": getattr(c.data, k) for k in DATA_PLACES} for c in (one, other))
+    return _differing(*places)
+
+
+def _differing(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     keys = sorted(a.keys() | b.keys())
     return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}

@@ -66,9 +66,27 @@ def describe(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes at most in use so far: of the GPU, or of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+class PeakMemory:
+    """The most memory that a run has used, from its beginning on.
+
+    A GPU's count is begun anew. On a CPU the system counts for the process, from its start: the
+    first run of a process can be told its peak, those after it cannot.
+    """
+
+    _process_is_used = False
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.is_known = device.type == "cuda" or not PeakMemory._process_is_used
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        PeakMemory._process_is_used = True
+
+    def bytes(self) -> int | None:
+        """At most in use so far: of the GPU, or of the process on a CPU; None if not known."""
+        if not self.is_known:
+            return None
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

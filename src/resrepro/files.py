@@ -1,6 +1,7 @@
 """Files that are either whole or not there, and locks."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from resrepro import interruption
+from resrepro.errors import ResreproError
+
+# What a file system answers that has no such thing.
+NOT_SUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -36,27 +41,56 @@ def cannot_be_written(path: Path, error: OSError) -> OSError:
 
 
 def sync_directory(path: Path) -> None:
-    """Makes a rename in a directory last through a power cut."""
+    """Makes a rename in a directory last through a power cut, where the file system can."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # CIFS and some of FUSE cannot
+        if error.errno not in NOT_SUPPORTED:
+            raise
     finally:
         os.close(descriptor)
+
+
+def acquire(path: Path, timeout: float) -> FileLock:
+    """Takes the lock at `path`: the system's own (flock), which dies with its process.
+
+    Args:
+        path: the lock's file, in a folder that is there.
+        timeout: seconds to wait for it.
+
+    Raises:
+        Timeout: another process has it.
+        ResreproError: the file system has no such locks.
+    """
+    # In place of flock filelock would use a file's existence, which outlives its process.
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=timeout, poll_interval=0.02)
+    except OSError as error:
+        if error.errno in NOT_SUPPORTED:
+            raise ResreproError(
+                f"{path.parent} lies on a file system without locks (flock: {error.strerror}), and "
+                "two processes could write there at once; choose a folder on another, or mount "
+                "this one with locks (Lustre: -o flock; NFS: with its lock service)"
+            ) from error
+        raise
+    return lock
 
 
 @contextlib.contextmanager
 def one_at_a_time(path: Path, waiting: str) -> Iterator[None]:
     """Holds the lock at `path`, waiting for it as long as it takes; Ctrl-C ends the wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    lock = None
+    with contextlib.suppress(Timeout):
+        lock = acquire(path, timeout=0)
+    if lock is None:
         print(waiting, flush=True)
-        while not lock.is_locked:
-            interruption.check()
-            with contextlib.suppress(Timeout):
-                lock.acquire(timeout=0.5)
+    while lock is None:
+        interruption.check()
+        with contextlib.suppress(Timeout):
+            lock = acquire(path, timeout=0.5)
     try:
         yield
     finally:

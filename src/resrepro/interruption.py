@@ -4,17 +4,25 @@ A handler that saves files itself fails now and then, in the middle of whatever 
 Here it only remembers the signal; long loops call `check`, and the one that owns a run saves it.
 """
 
+import math
 import multiprocessing
 import os
 import signal
+import stat
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from resrepro.errors import Interrupted
 
+# Ctrl-C, a scheduler's or the system's wish, SLURM's warning, a closed terminal.
+WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+AGAIN_SECONDS = 1.0  # a Ctrl-C so soon after the first is the same one, held down or forwarded
+
 _received: int | None = None
+_pressed_at: float | None = None  # Ctrl-C, for the first time
 
 
 def check() -> None:
@@ -32,52 +40,79 @@ def noted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    global _received  # noqa: PLW0603
-    _received = None
+    _forget()
     before = signal.signal(signal.SIGINT, _note)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        _received = None
+        _forget()
 
 
 def _note(number: int, _frame: FrameType | None) -> None:
-    global _received  # noqa: PLW0603
-    _received = number
+    _remember(number)
     raise KeyboardInterrupt
 
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Within the block the first SIGINT, SIGTERM or SIGUSR1 is remembered, a second kills.
+    """Within the block the signals in `WATCHED` are remembered; a second Ctrl-C ends at once.
 
-    One that came too late for the block is raised at its end: what follows must not begin.
-    Outside the main thread, where Python takes no handlers, signals stay as they are.
+    Other signals may come again, as schedulers send them: the first is being obeyed. One that
+    came too late for the block is raised at its end: what follows must not begin. SIGHUP stays
+    ignored where it was (nohup). Outside the main thread, where Python takes no handlers, all
+    stay as they are.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    global _received  # noqa: PLW0603 (signals belong to the process, and so does this)
     check()  # one that came before
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, _remember) for number in numbers}
+    wanted = set(WATCHED)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        wanted.remove(signal.SIGHUP)
+    before = {number: signal.signal(number, _stop) for number in wanted}
     try:
         yield
         check()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _received = None
+        _forget()
 
 
-def _remember(number: int, _frame: FrameType | None) -> None:
-    global _received  # noqa: PLW0603
-    # To a study's process a second one is the first once more: Ctrl-C reaches all processes of
-    # a terminal, and the study passes it on.
-    is_child = multiprocessing.parent_process() is not None
-    if _received is not None and not is_child:
+def _forget() -> None:
+    global _received, _pressed_at  # noqa: PLW0603 (signals belong to the process, and so do these)
+    _received = _pressed_at = None
+
+
+def _remember(number: int) -> None:
+    global _received, _pressed_at  # noqa: PLW0603
+    _received = _received or number
+    if number == signal.SIGINT and _pressed_at is None:
+        _pressed_at = time.monotonic()
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    if number == signal.SIGHUP:
+        _let_go_of_terminal()
+    is_first, pressed_at = _received is None, _pressed_at
+    _remember(number)
+    # To a study's process every one is the first: Ctrl-C reaches all processes of a terminal, and
+    # the study passes it on.
+    if multiprocessing.parent_process() is not None:
+        return
+    if is_first:
+        with suppress(OSError):
+            os.write(2, b"\nstopping and saving; Ctrl-C once more stops at once\n")
+    elif number == signal.SIGINT and time.monotonic() - (pressed_at or math.inf) > AGAIN_SECONDS:
         os._exit(128 + number)
-    _received = number
-    if not is_child:
-        os.write(2, b"\nstopping and saving; once more stops at once\n")
+
+
+def _let_go_of_terminal() -> None:
+    """Sends to nowhere what would be written to a terminal that is gone, where writing fails."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        with suppress(OSError):  # closed
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)

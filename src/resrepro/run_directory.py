@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from omegaconf import OmegaConf
 
 from resrepro.config import Config, config_hash, differences, from_mapping
 from resrepro.errors import ConfigError, Locked, ResreproError
-from resrepro.files import cannot_be_written, write_atomically
+from resrepro.files import acquire, cannot_be_written, write_atomically
 
 CHECKPOINT_FORMAT = 1
+LOCK_SECONDS = 1.0  # `is_locked` of another process holds the lock for an instant
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,26 @@ class RunDirectory:
                     f"{self._config_file} cannot be read: {one_line(error)}"
                 ) from error
         return self._config
+
+    def data_digest(self) -> str | None:
+        """Of the data that the run was trained on; None where the files do not tell."""
+        try:
+            return (self.summary() or {}).get("data_digest") if self.exists() else None
+        except ResreproError:
+            return None
+
+    def check_data(self, trained_on: str, now: str) -> None:
+        """Compares the digest of the data that the run was trained on with that of today's.
+
+        Raises:
+            ResreproError: they differ.
+        """
+        if trained_on != now:
+            raise ResreproError(
+                f"{self.path} was trained on other data than there is now (SHA-256 "
+                f"{trained_on[:12]}…, now {now[:12]}…); give this run a place of its own with "
+                "tag=WORD or experiment=NAME"
+            )
 
     # metrics.csv
 
@@ -327,9 +348,8 @@ class RunDirectory:
         Raises:
             Locked: another process has it; the message names it.
         """
-        lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock = acquire(self.path / ".lock", LOCK_SECONDS)
         except Timeout:
             raise Locked(f"{self.path} is being trained by {self._holder()}") from None
         try:
@@ -339,16 +359,16 @@ class RunDirectory:
         finally:
             lock.release()
 
-    def is_locked(self) -> bool:
-        """Whether a living process trains here."""
-        lock = FileLock(self.path / ".lock")
+    def is_locked(self) -> bool | None:
+        """Whether a living process trains here; None where the file system cannot tell."""
         try:
-            lock.acquire(timeout=0)
+            acquire(self.path / ".lock", timeout=0).release()
         except Timeout:
             return True
-        except OSError:
+        except ResreproError:
+            return None
+        except OSError:  # nobody can write here
             return False
-        lock.release()
         return False
 
     def _holder(self) -> str:

@@ -40,7 +40,7 @@ def standing(run: RunDirectory) -> Standing:
         state = "running" if run.is_locked() else "waiting"
         return Standing(state, (run.name, state, "0", "", "", "", "", ""))
     state, note = summary["status"], summary.get("reason") or ""
-    if state == "running" and not run.is_locked():
+    if state == "running" and run.is_locked() is False:
         state, note = "killed", "its process is gone; the same command goes on"
     speed = summary.get("images_per_second")
     time = ""

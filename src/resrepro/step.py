@@ -103,7 +103,7 @@ class Step:
         self.batches = Batches(data, config.data.mean, recipe, config.seed, device)
         network = networks.build(config.model, config.depth, data.classes, data.channels)
         networks.initialise(network, config.seed)
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(memory_format=torch.channels_last)
         self.network = network.to(device)
         for block in network.modules():
             if isinstance(block, networks.Block):
@@ -173,8 +173,8 @@ class Step:
         self.sums[2] = 0
 
     def is_finite(self) -> bool:
-        """Whether all weights and BN statistics are numbers; waits for the device."""
-        parts = [tensor.isfinite().all() for tensor in self.network.state_dict().values()]
+        """Whether all weights are numbers; waits for the device."""
+        parts = [parameter.isfinite().all() for parameter in self.network.parameters()]
         return bool(torch.stack(parts).all().item())
 
     def errors(self, split: str) -> tuple[float, float]:

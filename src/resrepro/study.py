@@ -1,7 +1,6 @@
 """A study: many runs, several at a time, one process each."""
 
 import multiprocessing
-import os
 import signal
 import sys
 import threading
@@ -14,8 +13,9 @@ from typing import Any, Self
 from omegaconf import DictConfig, OmegaConf
 
 from resrepro import composition, interruption
-from resrepro.config import Config
+from resrepro.config import Config, Data
 from resrepro.constructed import constructed_solutions
+from resrepro.data import load
 from resrepro.errors import ConfigError, Interrupted
 from resrepro.progress import Progress, Watcher, bar
 from resrepro.run_directory import RunDirectory, one_line
@@ -104,6 +104,7 @@ def run_study(plan: Plan) -> int:
 
 
 def _train_waiting(name: str, runs: list[Config], plan: Plan) -> None:
+    _check_data(runs)
     waiting = [run for run in runs if _state(run) not in ("complete", "diverged")]
     if waiting:
         shares = share_out(runs, plan.jobs)
@@ -114,6 +115,23 @@ def _train_waiting(name: str, runs: list[Config], plan: Plan) -> None:
         )
         with interruption.watched(), Display(runs, waiting) as display:
             _train_all(sorted(waiting, key=cost, reverse=True), shares, display)
+
+
+def _check_data(runs: list[Config]) -> None:
+    """Compares what runs were trained on with the data there are now, each data set read once.
+
+    Raises:
+        ResreproError: a run was trained on other data.
+    """
+    read: list[tuple[Data, str]] = []
+    for config in runs:
+        run = RunDirectory(config.directory)
+        if trained_on := run.data_digest():
+            digest = next((digest for data, digest in read if data == config.data), None)
+            if digest is None:
+                digest = load(config.data).digest
+                read.append((config.data, digest))
+            run.check_data(trained_on, digest)
 
 
 def _state(run: Config) -> str:
@@ -134,22 +152,25 @@ class Shares:
 
 
 def share_out(runs: list[Config], jobs: int | None) -> Shares:
-    """One run a GPU where there are GPUs, else one a core, each with its share of the cores.
+    """One run a GPU, on the one that is named or all there are, else one a core with its share.
 
     Small nets keep two cores busier as two runs than as one. The shares depend on the whole
     study and not on what is left of it: a study that is stopped and started again gives the
     same bits.
     """
+    import joblib
     import torch
 
     wanted = runs[0].device
+    if wanted.startswith("cuda:"):
+        return Shares([wanted] * (jobs or 1), None)
     gpus = torch.cuda.device_count() if wanted in ("auto", "cuda") else 0
     if gpus:
         jobs = jobs or min(gpus, len(runs))
         return Shares([f"cuda:{i % gpus}" for i in range(jobs)], None)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    jobs = jobs or min(cores or 1, len(runs))
-    return Shares([wanted] * jobs, max(1, (cores or 1) // jobs))
+    cores = joblib.cpu_count()  # heeds affinity and a container's share
+    jobs = jobs or min(cores, len(runs))
+    return Shares([wanted] * jobs, max(1, cores // jobs))
 
 
 def _train_all(runs: list[Config], shares: Shares, display: "Display") -> None:

@@ -73,8 +73,11 @@ def train(config: Config, watcher: Watcher) -> dict[str, Any]:
     if not run.exists():
         devices.check(config)  # what cannot run here leaves no directory behind
     run.open(config)
-    with run.locked():
-        summary = _intact_summary(run)
+    with run.locked(), _lack_of_memory_explained():
+        data, summary = None, _intact_summary(run)
+        if trained_on := run.data_digest():
+            data = load(config.data)
+            run.check_data(trained_on, data.digest)  # before anything is written
         if summary and summary["status"] == "complete" and _keeps_its_weights(run, config):
             watcher.line(f"{run.path} is complete already")
             return summary
@@ -82,9 +85,8 @@ def train(config: Config, watcher: Watcher) -> dict[str, Any]:
             raise Diverged(f"{summary['reason']}; {run.path} keeps what there was before")
         training = None
         try:
-            with _lack_of_memory_explained():
-                training = Training(config, run, watcher, load(config.data))
-                return training.run_to_end()
+            training = Training(config, run, watcher, data or load(config.data))
+            return training.run_to_end()
         except BaseException as error:
             _write_ending(run, training, error)
             raise
@@ -138,10 +140,12 @@ def _write_ending(run: RunDirectory, training: "Training | None", error: BaseExc
         status, reason = "failed", one_line(error)
     try:
         if training is not None:
-            if status == "interrupted":
+            # Only what `interruption.check` raised came between two iterations. After a
+            # KeyboardInterrupt or an error the last checkpoint is what can be gone on from.
+            if isinstance(error, Interrupted):
                 training.save()
-            if status == "failed" and not run.has_checkpoint():
-                training.state.rows.clear()  # rows without a checkpoint could not be gone on from
+            elif status != "diverged" and not run.has_checkpoint():
+                training.state.rows.clear()
             training.write(status, reason)
         else:
             summary = _intact_summary(run) or {"iteration": 0}
@@ -191,6 +195,7 @@ class Training:
     def __init__(self, config: Config, run: RunDirectory, watcher: Watcher, data: Dataset) -> None:
         self.config, self.recipe, self.run, self.watcher = config, config.recipe, run, watcher
         self.device = devices.check(config)
+        self.peak_memory = devices.PeakMemory(self.device)
         checkpoint, warning = run.load_checkpoint(config)
         # Threads set the order of sums: a run goes on with as many as it began with.
         self.threads = config.threads or (checkpoint or {}).get("threads")
@@ -325,8 +330,6 @@ class Training:
         began = time.monotonic()
         train_loss, train_error = self.running_errors()
         test_loss, test_error = self.step.errors("test")
-        if not math.isfinite(test_loss):
-            raise self.diverged(state.iteration)
         row = Row(
             iteration=state.iteration,
             epoch=state.iteration * self.recipe.batch_size / self.epoch,
@@ -400,7 +403,7 @@ class Training:
             "clean_train_error": None,
             "parameters": networks.parameter_count(self.step.network),
             "images_per_second": self.images_per_second(),
-            "peak_memory_bytes": devices.peak_memory(self.device),
+            "peak_memory_bytes": self.peak_memory.bytes(),
             "seconds": self.seconds(),
             "device": state.devices[-1],
             "devices": list(dict.fromkeys(state.devices)),
@@ -449,12 +452,7 @@ class Training:
         Raises:
             ResreproError: the data are not those it was trained on.
         """
-        if checkpoint["data_digest"] != self.data_digest:
-            raise ResreproError(
-                f"{self.run.path} was trained on other data than there is now (SHA-256 "
-                f"{checkpoint['data_digest'][:12]}…, now {self.data_digest[:12]}…); give this run "
-                "a place of its own with tag=WORD or experiment=NAME"
-            )
+        self.run.check_data(checkpoint["data_digest"], self.data_digest)
         self.step.load_state(checkpoint)
         self.state = State(
             warming_up=checkpoint["warming_up"],

@@ -19,7 +19,8 @@ SMALLEST = 8  # pixels a side: the net halves the map twice
 def load_image_folder(data: config.Data) -> Dataset:
     """Decodes the images once, in colour, and maps them from the cache ever after.
 
-    The cache knows the images by their paths, sizes and times of change.
+    The cache knows the images by their paths, sizes and times of change. Both times: a folder out
+    of an archive may have its files' own, as old as those of another folder.
 
     Raises:
         ResreproError: the folder lacks something, an image is broken, or sizes differ.
@@ -68,12 +69,13 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
 
 
 def _fingerprint(root: Path, splits: dict[str, dict[str, list[Path]]], size: int | None) -> str:
-    sha256 = hashlib.sha256(str(size).encode())
+    sha256 = hashlib.sha256(f"{root.resolve()}\0{size}\n".encode(errors="surrogateescape"))
     for classes in splits.values():
         for files in classes.values():
             for file in files:
                 stat = file.stat()
-                line = f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+                facts = (file.relative_to(root), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+                line = "\0".join(map(str, facts)) + "\n"
                 sha256.update(line.encode(errors="surrogateescape"))
     return sha256.hexdigest()[:16]
 
