@@ -14,9 +14,9 @@ import pytest
 from hypothesis import settings
 
 from resrepro.cli import main
-from resrepro.composition import expand
-from resrepro.config import Config
-from resrepro.run_directory import Row, RunDirectory
+from resrepro.configuration.composition import expand
+from resrepro.configuration.schema import Config
+from resrepro.runs.run_directory import Row, RunDirectory
 
 settings.register_profile("resrepro", deadline=None)
 settings.load_profile("resrepro")

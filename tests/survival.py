@@ -362,8 +362,8 @@ def unequal(run: Path, unbroken: dict[str, Any]) -> list[str]:
 
 def standing_of(run: Path) -> str:
     """The state in which `resrepro status` sees a run."""
-    from resrepro.run_directory import RunDirectory
-    from resrepro.status import standing
+    from resrepro.runs.run_directory import RunDirectory
+    from resrepro.runs.status import standing
 
     return standing(RunDirectory(run)).state
 
@@ -410,9 +410,9 @@ def _tend() -> None:
     import torch
 
     import resrepro.cli
-    import resrepro.composition
-    import resrepro.sweep
-    import resrepro.trainer  # noqa: F401
+    import resrepro.configuration.composition
+    import resrepro.studies.sweep
+    import resrepro.training.trainer  # noqa: F401
 
     torch.use_deterministic_algorithms(False)  # imports a third of PyTorch
     print("ready", flush=True)
@@ -483,7 +483,7 @@ def _arm(moment: Moment) -> None:
 
 
 def _arm_files(moment: Moment, is_now: Callable[[], bool], strike: Callable[[], None]) -> None:
-    from resrepro.run_directory import RunDirectory
+    from resrepro.runs.run_directory import RunDirectory
 
     real_fsync, real_replace, real_save = os.fsync, os.replace, RunDirectory.save_checkpoint
     counts, failing = moment.place == "file", False
@@ -532,7 +532,7 @@ def _arm_data(_moment: Moment, is_now: Callable[[], bool], strike: Callable[[], 
 
 def _arm_trainer(moment: Moment, is_now: Callable[[], bool], strike: Callable[[], None]) -> None:
     from resrepro.data.batches import Batches
-    from resrepro.run_directory import RunDirectory
+    from resrepro.runs.run_directory import RunDirectory
 
     unaugmented, batch = Batches.unaugmented, Batches.__call__
     save, sum_up = RunDirectory.save_checkpoint, RunDirectory.write_summary

@@ -12,8 +12,8 @@ import torch
 
 from resrepro import __version__
 from resrepro.cli import COMMANDS
-from resrepro.config import Config
-from resrepro.run_directory import RunDirectory
+from resrepro.configuration.schema import Config
+from resrepro.runs.run_directory import RunDirectory
 
 Run = Callable[..., Any]
 COMMAND = Path(sys.executable).with_name("resrepro")

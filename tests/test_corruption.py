@@ -20,14 +20,14 @@ from survival import TINY, Command, one_line_only, outcome, unequal
 
 from resrepro import interruption
 from resrepro.cli import main, one_line
-from resrepro.composition import expand
-from resrepro.config import Config
+from resrepro.configuration.composition import expand
+from resrepro.configuration.schema import Config
 from resrepro.errors import Interrupted, ResreproError
 from resrepro.paper.curves import collect
 from resrepro.progress import Watcher
-from resrepro.run_directory import RunDirectory
-from resrepro.status import standing, status_report
-from resrepro.trainer import train
+from resrepro.runs.run_directory import RunDirectory
+from resrepro.runs.status import standing, status_report
+from resrepro.training.trainer import train
 
 NAME = "residual-8-s0"
 FILES = (

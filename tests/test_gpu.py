@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from resrepro.benchmarks.gpu_check import losses
-from resrepro.config import Config
+from resrepro.bench.gpu_check import losses
+from resrepro.configuration.schema import Config
 from resrepro.progress import Watcher
-from resrepro.run_directory import RunDirectory
-from resrepro.trainer import train
+from resrepro.runs.run_directory import RunDirectory
+from resrepro.training.trainer import train
 
 pytestmark = [
     pytest.mark.gpu,

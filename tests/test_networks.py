@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from resrepro.config import Model
+from resrepro.configuration.schema import Model
 from resrepro.networks import Block, CifarNet, ShortcutA, build, initialise, parameter_count
 
 # Paper, section 4.2 and table 6: exact counts with affine BN.

@@ -22,7 +22,7 @@ def packages(folder: Path, name: str, pattern: str) -> set[str]:
 def test_every_folder_of_the_package_is_listed() -> None:
     expected = packages(ROOT / "src/resrepro", "resrepro", "*.py")
     expected |= packages(ROOT / "conf", "resrepro.conf", "*.yaml")
-    expected |= packages(ROOT / "benchmarks", "resrepro.benchmarks", "*.py")
+    expected |= packages(ROOT / "benchmarks", "resrepro.bench", "*.py")
     assert expected == LISTED
     assert packages(ROOT / "conf", "resrepro.conf", "__init__.py") == packages(
         ROOT / "conf", "resrepro.conf", "*.yaml"

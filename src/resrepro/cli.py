@@ -22,16 +22,16 @@ class Command:
 
 def train(words: list[str]) -> int:
     """Trains one run, or with -m a sweep of them through Hydra's launcher."""
-    from resrepro import composition
+    from resrepro.configuration import composition
 
     if composition.parse(words).multirun:
-        from resrepro.sweep import train_sweep
+        from resrepro.studies.sweep import train_sweep
 
         return train_sweep(words)
     composed = composition.compose_one("train", words)
     if composed is not None:
-        from resrepro.config import from_mapping
-        from resrepro.sweep import train_one
+        from resrepro.configuration.schema import from_mapping
+        from resrepro.studies.sweep import train_one
 
         train_one(from_mapping(composed))
     return 0
@@ -39,7 +39,7 @@ def train(words: list[str]) -> int:
 
 def construct(words: list[str]) -> int:
     """Makes a deeper net from a trained one by identity layers."""
-    from resrepro import composition
+    from resrepro.configuration import composition
 
     composed = composition.compose_one("construct", words)
     if composed is None:
@@ -51,10 +51,10 @@ def construct(words: list[str]) -> int:
     from dataclasses import replace
     from pathlib import Path
 
-    from resrepro.config import from_mapping
-    from resrepro.constructed import constructed_from
-    from resrepro.run_directory import RunDirectory
-    from resrepro.sweep import train_one
+    from resrepro.configuration.schema import from_mapping
+    from resrepro.runs.run_directory import RunDirectory
+    from resrepro.studies.constructed import constructed_from
+    from resrepro.studies.sweep import train_one
 
     source = RunDirectory(Path(composed.run))
     made = constructed_from(source, composed.depth, composed.recipe.iterations)
@@ -64,7 +64,8 @@ def construct(words: list[str]) -> int:
 
 def reproduce(words: list[str]) -> int:
     """Runs a study, then makes its figures and table."""
-    from resrepro import composition, study
+    from resrepro.configuration import composition
+    from resrepro.studies import study
 
     own, of_runs = composition.split_words(words, study.OWN_KEYS)
     composed = composition.compose_one("reproduce", own)
@@ -84,7 +85,7 @@ def reproduce(words: list[str]) -> int:
 
 def plot(words: list[str]) -> int:
     """Draws figures from the run directories there are."""
-    from resrepro import composition
+    from resrepro.configuration import composition
 
     composed = composition.compose_one("plot", words)
     if composed is not None:
@@ -100,7 +101,7 @@ def plot(words: list[str]) -> int:
 
 def report(words: list[str]) -> int:
     """Makes every artefact there can be of an experiment, and the page that shows them."""
-    from resrepro import composition
+    from resrepro.configuration import composition
 
     composed = composition.compose_one("report", words)
     if composed is not None:
@@ -114,11 +115,11 @@ def report(words: list[str]) -> int:
 
 def status(words: list[str]) -> int:
     """Prints a table of the runs there are."""
-    from resrepro import composition
+    from resrepro.configuration import composition
 
     composed = composition.compose_one("status", words)
     if composed is not None:
-        from resrepro.status import status_report
+        from resrepro.runs.status import status_report
 
         print(status_report(composed.outputs, composed.experiment))
     return 0
@@ -126,11 +127,11 @@ def status(words: list[str]) -> int:
 
 def data(words: list[str]) -> int:
     """Fetches, verifies and prepares a data set."""
-    from resrepro import composition
+    from resrepro.configuration import composition
 
     composed = composition.compose_one("data", words)
     if composed is not None:
-        from resrepro.config import data_from_mapping
+        from resrepro.configuration.schema import data_from_mapping
         from resrepro.data import load
         from resrepro.interruption import watched
 
@@ -141,7 +142,7 @@ def data(words: list[str]) -> int:
 
 def bench(words: list[str]) -> int:
     """Measures how fast training is."""
-    from resrepro import composition
+    from resrepro.configuration import composition
 
     own_keys = ("image_size", "repeats", "seconds", "conventional", "outputs", "hydra")
     own, of_runs = composition.split_words(words, own_keys)
@@ -151,7 +152,7 @@ def bench(words: list[str]) -> int:
 
         from omegaconf import OmegaConf
 
-        from resrepro import bench as speed
+        from resrepro.bench import speed
 
         runs = composition.expand("train", [of_runs], composition.parse(own).config_dir)
         sizes = composed.image_size

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from resrepro import config, randomness
+from resrepro import randomness
+from resrepro.configuration import schema
 
 
 def conv3x3(channels: int, filters: int, stride: int = 1) -> nn.Conv2d:
@@ -145,7 +146,7 @@ class CifarNet(nn.Module):
         return logits
 
 
-def build(model: config.Model, depth: int, classes: int, channels: int) -> CifarNet:
+def build(model: schema.Model, depth: int, classes: int, channels: int) -> CifarNet:
     """The net that a configuration describes, its weights not yet drawn (see `initialise`)."""
     return CifarNet(depth, classes, channels, model.width, model.shortcut)
 

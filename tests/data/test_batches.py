@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from resrepro import interruption
-from resrepro.config import Recipe
+from resrepro.configuration.schema import Recipe
 from resrepro.data import Dataset
 from resrepro.data.batches import (
     EVALUATION_BATCH,

@@ -28,7 +28,7 @@ from small_cifar import (
 )
 
 from resrepro import cli
-from resrepro.config import Data
+from resrepro.configuration.schema import Data
 from resrepro.data import Dataset, cifar, load
 from resrepro.data.cifar import OFFICIAL, parse_binary, parse_python
 from resrepro.errors import ResreproError

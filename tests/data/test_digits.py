@@ -5,7 +5,7 @@ import pytest
 from sklearn import datasets
 
 from resrepro import cli
-from resrepro.config import Data
+from resrepro.configuration.schema import Data
 from resrepro.data import Dataset, digest_of, load
 
 

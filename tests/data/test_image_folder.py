@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from resrepro import cli, interruption
-from resrepro.config import Data
+from resrepro.configuration.schema import Data
 from resrepro.data import Dataset, load
 from resrepro.errors import Interrupted, ResreproError
 

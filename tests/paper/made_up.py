@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from resrepro.config import Config, Constructed, Data, Model, Recipe, WarmUp
+from resrepro.configuration.schema import Config, Constructed, Data, Model, Recipe, WarmUp
 from resrepro.paper.curves import Group, collect
-from resrepro.run_directory import Row, RunDirectory
+from resrepro.runs.run_directory import Row, RunDirectory
 
 EXPERIMENT = "made-up"
 PAPER = Recipe("paper", 64000, 128, 0.1, 0.9, 1e-4, [0.5, 0.75], 4, True, WarmUp(110))

@@ -11,12 +11,12 @@ from made_up import DIGITS, EXPERIMENT, config, write, write_nets
 from PIL import Image
 
 from resrepro.cli import main
-from resrepro.composition import expand
-from resrepro.config import Data
+from resrepro.configuration.composition import expand
+from resrepro.configuration.schema import Data
 from resrepro.paper.artefacts import make_artefacts
 from resrepro.progress import Watcher
-from resrepro.run_directory import RunDirectory
-from resrepro.trainer import train
+from resrepro.runs.run_directory import RunDirectory
+from resrepro.training.trainer import train
 
 
 def make(outputs: Path, *artefacts: str) -> list[str]:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resrepro.config import Config
+from resrepro.configuration.schema import Config
 from resrepro.errors import ResreproError
 from resrepro.paper.curves import Group, choose_experiment, collect
-from resrepro.run_directory import Row, RunDirectory
+from resrepro.runs.run_directory import Row, RunDirectory
 
 Make = Callable[..., RunDirectory]
 Quick = Callable[..., Config]

@@ -14,8 +14,7 @@ from matplotlib.image import imread
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 
-from resrepro.config import Config
-from resrepro.constructed import constructed_from
+from resrepro.configuration.schema import Config
 from resrepro.errors import ConfigError
 from resrepro.paper.curves import Group, collect
 from resrepro.paper.figures import (
@@ -27,7 +26,8 @@ from resrepro.paper.figures import (
     figure7,
     plot_figures,
 )
-from resrepro.run_directory import Row, RunDirectory
+from resrepro.runs.run_directory import Row, RunDirectory
+from resrepro.studies.constructed import constructed_from
 
 mpl.use("agg")
 

@@ -14,15 +14,15 @@ from urllib.parse import unquote
 import pytest
 from made_up import DIGITS, EXPERIMENT, PAPER, config, write, write_nets
 
-from resrepro.composition import expand, parse
-from resrepro.config import Config, Data, Recipe, WarmUp, config_hash
+from resrepro.configuration.composition import expand, parse
+from resrepro.configuration.schema import Config, Data, Recipe, WarmUp, config_hash
 from resrepro.paper.artefacts import make_artefacts
 from resrepro.paper.claims import questions
 from resrepro.paper.curves import collect
 from resrepro.paper.report import commands
 from resrepro.paper.table import HEADERS, notes, rows
 from resrepro.paper.verdicts import judge
-from resrepro.run_directory import RunDirectory
+from resrepro.runs.run_directory import RunDirectory
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 

@@ -9,15 +9,15 @@ from made_up import PAPER, config, group, write
 from torch import Tensor, nn
 
 from resrepro.cli import main
-from resrepro.config import Config
+from resrepro.configuration.schema import Config
 from resrepro.data import Dataset
 from resrepro.data.batches import EVALUATION_BATCH, Batches
 from resrepro.networks import Block, CifarNet, build, initialise
 from resrepro.paper.curves import collect
 from resrepro.paper.responses import deviations, measure_missing, response_layers
 from resrepro.progress import Watcher
-from resrepro.run_directory import RunDirectory
-from resrepro.trainer import train
+from resrepro.runs.run_directory import RunDirectory
+from resrepro.training.trainer import train
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_up import DIGITS, EXPERIMENT, config, group, write, write_nets
 
-from resrepro.config import Data
+from resrepro.configuration.schema import Data
 from resrepro.paper.table import HEADERS, final_errors, notes, rows, write_table
 
 PLAIN_56 = {"test": [13.0, 13.5, 14.3], "train": [3.0, 3.5, 4.1], "best": [12.5, 13.25, 14.0]}

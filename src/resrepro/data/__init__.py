@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from resrepro import config, randomness
+from resrepro import randomness
+from resrepro.configuration import schema
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Dataset:
         )
 
 
-def load(data: config.Data) -> Dataset:
+def load(data: schema.Data) -> Dataset:
     """Loads a data set; fetches and prepares it first where that has not been done.
 
     Raises:

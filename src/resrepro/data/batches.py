@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resrepro import interruption, randomness
-from resrepro.config import Recipe
+from resrepro.configuration.schema import Recipe
 from resrepro.data import Dataset
 
 EVALUATION_BATCH = 500

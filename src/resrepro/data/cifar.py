@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from resrepro import config
+from resrepro.configuration import schema
 from resrepro.data import Dataset
 from resrepro.data.download import fetch, file_digest
 from resrepro.data.pixels import shrink
@@ -98,7 +98,7 @@ OFFICIAL = {
 }
 
 
-def load_cifar(data: config.Data) -> Dataset:
+def load_cifar(data: schema.Data) -> Dataset:
     """The data set, prepared from the first of: data.archive, what lies in data.root, a mirror.
 
     Raises:
@@ -125,7 +125,7 @@ def load_cifar(data: config.Data) -> Dataset:
     return load_or_prepare(root / "prepared" / name, prepare)
 
 
-def _complaints(data: config.Data) -> Iterator[str]:
+def _complaints(data: schema.Data) -> Iterator[str]:
     if data.root is None:
         yield "data.root=null: must be the folder for the archive and what is prepared from it"
     urls = data.url if isinstance(data.url, list) else []
@@ -135,7 +135,7 @@ def _complaints(data: config.Data) -> Iterator[str]:
         yield f"data.sha256={data.sha256}: must be the archive's SHA-256, 64 hexadecimal digits"
 
 
-def _source(data: config.Data, official: Official, root: Path) -> str:
+def _source(data: schema.Data, official: Official, root: Path) -> str:
     """A word for where the data come from: a folder as it is now, or an archive of one digest."""
     found = _folder(official, root) if data.archive is None else None
     if found is None:
@@ -157,7 +157,7 @@ def _folder(official: Official, root: Path) -> tuple[Version, Path] | None:
     return None
 
 
-def _read(data: config.Data, official: Official, root: Path) -> Arrays:
+def _read(data: schema.Data, official: Official, root: Path) -> Arrays:
     if data.archive is None:
         if found := _folder(official, root):
             version, folder = found
@@ -178,7 +178,7 @@ def _read(data: config.Data, official: Official, root: Path) -> Arrays:
     return _parse(official, accepted[digest], _read_archive(archive, accepted[digest]))
 
 
-def _download(data: config.Data, official: Official, root: Path) -> Path:
+def _download(data: schema.Data, official: Official, root: Path) -> Path:
     archive = root / official.binary.archive
     try:
         fetch(data.url, archive, str(data.sha256))

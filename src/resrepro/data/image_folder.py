@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resrepro import config, interruption
+from resrepro import interruption
+from resrepro.configuration import schema
 from resrepro.data import Dataset
 from resrepro.data.pixels import squared
 from resrepro.data.prepared import Arrays, load_or_prepare
@@ -16,7 +17,7 @@ from resrepro.progress import bar
 SMALLEST = 8  # pixels a side: the net halves the map twice
 
 
-def load_image_folder(data: config.Data) -> Dataset:
+def load_image_folder(data: schema.Data) -> Dataset:
     """Decodes the images once, in colour, and maps them from the cache ever after.
 
     The cache knows the images by their paths, sizes and times of change. Both times: a folder out

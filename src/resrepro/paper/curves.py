@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from resrepro.config import Config, differences
+from resrepro.configuration.schema import Config, differences
 from resrepro.errors import ResreproError
-from resrepro.run_directory import Row, RunDirectory, find_experiments, find_runs
+from resrepro.runs.run_directory import Row, RunDirectory, find_experiments, find_runs
 
 PAPER_WIDTH = 16
 # In these the runs of a figure may differ. Nets trained on from a constructed solution begin with

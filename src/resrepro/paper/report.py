@@ -12,8 +12,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from resrepro import __version__, composition
-from resrepro.config import WHEREABOUTS, Config, flatten
+from resrepro import __version__
+from resrepro.configuration import composition
+from resrepro.configuration.schema import WHEREABOUTS, Config, flatten
 from resrepro.files import write_atomically
 from resrepro.paper import table
 from resrepro.paper.claims import WORDS, row

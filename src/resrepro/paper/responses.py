@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resrepro import devices, networks
+from resrepro import networks
 from resrepro.data import load
 from resrepro.data.batches import Batches
 from resrepro.errors import ResreproError
 from resrepro.paper.curves import Group
-from resrepro.run_directory import RunDirectory
+from resrepro.runs.run_directory import RunDirectory
+from resrepro.training import devices
 
 
 def measure_missing(group: Group) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""Many runs: studies, sweeps and what is constructed from them."""

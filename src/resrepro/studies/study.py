@@ -1,0 +1,308 @@
+"""A study: many runs, several at a time, one process each."""
+
+import multiprocessing
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from typing import Any, Self
+
+from omegaconf import DictConfig, OmegaConf
+
+from resrepro import interruption
+from resrepro.configuration import composition
+from resrepro.configuration.schema import Config, Data
+from resrepro.data import load
+from resrepro.errors import ConfigError, Interrupted
+from resrepro.progress import Progress, Watcher, bar
+from resrepro.runs.run_directory import RunDirectory, one_line
+from resrepro.runs.status import run_table, standing
+from resrepro.studies.constructed import constructed_solutions
+
+OWN_KEYS = ("study", "jobs", "hydra")
+# What a run imports: PyTorch, what its optimizers bring along, scikit-learn. None of them may
+# touch a GPU when imported: processes could not be forked from there any more.
+PRELOADED = ["resrepro.training.trainer", "torch._dynamo", "resrepro.data.digits"]
+ARTEFACTS = ("figure1", "figure6", "figure7", "table6", "claims", "report")
+ORPHAN_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study does.
+
+    Attributes:
+        name: the study's.
+        runs: all of them, complete or not.
+        artefacts: that are made of them.
+        jobs: how many run at once; None to decide by the machine.
+    """
+
+    name: str
+    runs: list[Config]
+    artefacts: list[str]
+    jobs: int | None
+
+    @property
+    def outputs(self) -> str:
+        """The folder that the experiment's folder lies in."""
+        return self.runs[0].outputs
+
+    @property
+    def experiment(self) -> str:
+        """The experiment that the runs belong to."""
+        return self.runs[0].experiment
+
+
+def plan_study(composed: DictConfig, of_runs: list[str], config_dir: str | None) -> Plan:
+    """The runs of a study, the user's overrides over the study's.
+
+    Raises:
+        ConfigError: the study, or one of its runs, is not configured right.
+    """
+    jobs = composed.jobs
+    if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
+        raise ConfigError(f"jobs={jobs}: must be 1 or more")
+    # Not resolved: ${recipe.learning_rate} in a study means the run's.
+    study: Any = OmegaConf.to_container(composed.study, resolve=False)
+    try:
+        name, artefacts = study["name"], list(study["artefacts"])
+        common = [f"experiment={name}", *composition.words_of(study["overrides"])]
+        sweeps = [common + composition.words_of(sweep) + of_runs for sweep in study["runs"]]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"a study needs name, runs and artefacts (lists) and overrides (a text): {error}"
+        ) from error
+    if unknown := set(artefacts) - {"constructed", *ARTEFACTS}:
+        raise ConfigError(f"study {name}: there is no artefact {', '.join(sorted(unknown))}")
+    runs = composition.expand("train", sweeps, config_dir)
+    if len({(run.outputs, run.experiment) for run in runs}) > 1:
+        raise ConfigError("a study has one experiment and one outputs folder: sweep over neither")
+    return Plan(name, runs, artefacts, jobs)
+
+
+def run_study(plan: Plan) -> int:
+    """Trains all runs that are not complete, longest first, and prints a table of all.
+
+    Returns:
+        How many are not complete.
+
+    Raises:
+        Interrupted: a signal came; every run is saved, and the same call goes on.
+    """
+    _train_waiting(f"study {plan.name}", plan.runs, plan)
+    runs = plan.runs
+    if "constructed" in plan.artefacts:
+        made = constructed_solutions(plan.runs)
+        _train_waiting("constructed solutions", made, plan)
+        runs = runs + made
+    standings = [standing(RunDirectory(run.directory)) for run in runs]
+    print(f"\n{run_table(standings)}\n", flush=True)
+    return sum(s.state != "complete" for s in standings)
+
+
+def _train_waiting(name: str, runs: list[Config], plan: Plan) -> None:
+    _check_data(runs)
+    waiting = [run for run in runs if _state(run) not in ("complete", "diverged")]
+    if waiting:
+        shares = share_out(runs, plan.jobs)
+        print(
+            f"{name}: {len(runs)} runs, {len(runs) - len(waiting)} of them done, "
+            f"{len(shares.devices)} at a time",
+            flush=True,
+        )
+        with interruption.watched(), Display(runs, waiting) as display:
+            _train_all(sorted(waiting, key=cost, reverse=True), shares, display)
+
+
+def _check_data(runs: list[Config]) -> None:
+    """Compares what runs were trained on with the data there are now, each data set read once.
+
+    Raises:
+        ResreproError: a run was trained on other data.
+    """
+    read: list[tuple[Data, str]] = []
+    for config in runs:
+        run = RunDirectory(config.directory)
+        if trained_on := run.data_digest():
+            digest = next((digest for data, digest in read if data == config.data), None)
+            if digest is None:
+                digest = load(config.data).digest
+                read.append((config.data, digest))
+            run.check_data(trained_on, digest)
+
+
+def _state(run: Config) -> str:
+    return standing(RunDirectory(run.directory)).state
+
+
+def cost(run: Config) -> float:
+    """What a run's time is about proportional to."""
+    return run.depth * (1 + run.recipe.iterations) * run.recipe.batch_size * run.model.width**2
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How the machine is shared out: a device for each of the runs at once, and its threads."""
+
+    devices: list[str]
+    threads: int | None
+
+
+def share_out(runs: list[Config], jobs: int | None) -> Shares:
+    """One run a GPU, on the one that is named or all there are, else one a core with its share.
+
+    Small nets keep two cores busier as two runs than as one. The shares depend on the whole
+    study and not on what is left of it: a study that is stopped and started again gives the
+    same bits.
+    """
+    import joblib
+    import torch
+
+    wanted = runs[0].device
+    if wanted.startswith("cuda:"):
+        return Shares([wanted] * (jobs or 1), None)
+    gpus = torch.cuda.device_count() if wanted in ("auto", "cuda") else 0
+    if gpus:
+        jobs = jobs or min(gpus, len(runs))
+        return Shares([f"cuda:{i % gpus}" for i in range(jobs)], None)
+    cores = joblib.cpu_count()  # heeds affinity and a container's share
+    jobs = jobs or min(cores, len(runs))
+    return Shares([wanted] * jobs, max(1, cores // jobs))
+
+
+def _train_all(runs: list[Config], shares: Shares, display: "Display") -> None:
+    """Trains runs in their order, as many at once as there are shares."""
+    # A fresh process a run: one that dies takes no other with it. Where there is a fork server
+    # it imports once for all of them what each would.
+    context: Any = multiprocessing.get_context("spawn")
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+    free = list(shares.devices)
+    stopping = threading.Event()
+
+    def train_next(run: Config) -> None:
+        if not stopping.is_set():
+            device = free.pop()
+            try:
+                here = replace(run, device=device, threads=run.threads or shares.threads)
+                _train_in_process(context, here, display, stopping)
+            finally:
+                free.append(device)
+
+    with ThreadPoolExecutor(len(shares.devices)) as pool:
+        futures = [pool.submit(train_next, run) for run in runs]
+        try:
+            while not all(future.done() for future in futures):
+                interruption.check()
+                display.refresh()
+                stopping.wait(0.2)
+        except BaseException:
+            stopping.set()
+            raise
+    for future in futures:
+        future.result()
+
+
+def _train_in_process(
+    context: Any, run: Config, display: "Display", stopping: threading.Event
+) -> None:
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(run, sender), name=run.name)
+    process.start()
+    sender.close()
+    told_to_stop = False
+    try:
+        while True:
+            if stopping.is_set() and not told_to_stop:
+                process.terminate()  # SIGTERM: the run saves and stops
+                told_to_stop = True
+            if receiver.poll(0.2):
+                display.tell(run, receiver.recv())
+    except EOFError:
+        pass  # it has ended
+    except BaseException:
+        process.terminate()
+        raise
+    finally:
+        process.join()
+    if process.exitcode < 0:
+        display.tell(run, f"{run.name}: its process died of signal {-process.exitcode}")
+
+
+def _work(run: Config, sender: Connection) -> None:
+    """What the process of a run does; the run directory tells how it went."""
+    from resrepro.training.trainer import train
+
+    def tell(news: Progress | str) -> None:
+        try:
+            sender.send(news)
+        except BrokenPipeError:  # whoever asked for this run is gone
+            raise Interrupted(signal.SIGTERM) from None
+
+    try:
+        with interruption.watched():
+            _wait_for_lock(run)
+            train(run, Watcher(tell, tell))
+    except Interrupted as stop:
+        sys.exit(stop.status)
+    except Exception as error:  # whatever it is, the other runs go on
+        tell(f"{run.name}: {one_line(error)}")
+        sys.exit(1)
+
+
+def _wait_for_lock(run: Config) -> None:
+    """Gives the process of a study that was killed a moment ago the time to notice and to save."""
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while RunDirectory(run.directory).is_locked() and time.monotonic() < deadline:
+        interruption.check()
+        time.sleep(0.2)
+
+
+class Display:
+    """One bar for all runs of a study, and a line for what happens to each."""
+
+    def __init__(self, runs: list[Config], waiting: list[Config]) -> None:
+        self.total = len(runs)
+        self.costs = {run.name: cost(run) for run in runs}
+        self.done = {run.name: 0.0 if run in waiting else 1.0 for run in runs}
+        self.running: dict[str, Progress] = {}
+        begun = self._weight()
+        form = "{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}"
+        self.bar = bar(sum(self.costs.values()), "", "", initial=begun, bar_format=form)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def _weight(self) -> float:
+        return sum(self.costs[name] * share for name, share in self.done.items())
+
+    def tell(self, run: Config, news: Progress | str) -> None:
+        """Takes in what a run says."""
+        if isinstance(news, str):
+            self.bar.write(news)
+            sys.stdout.flush()
+            return
+        if run.name not in self.running and not self.bar.disable:
+            # What a resumed run had done before took no time now.
+            self.bar.initial += self.costs[run.name] * news.share
+        self.running[run.name] = news
+        self.done[run.name] = news.share
+        if news.share == 1:
+            self.running.pop(run.name)
+
+    def refresh(self) -> None:
+        """Draws the bar anew."""
+        if self.bar.disable:
+            return
+        complete = sum(share == 1 for share in self.done.values())
+        parts = [f"{name} {self.done[name]:.0%} {now}" for name, now in list(self.running.items())]
+        self.bar.n = self._weight()
+        self.bar.set_postfix_str(" | ".join([f"{complete} of {self.total} runs", *parts]))

@@ -1,0 +1,61 @@
+"""`resrepro train`: one run, or a sweep through whichever Hydra launcher is chosen."""
+
+import sys
+
+from omegaconf import DictConfig
+
+from resrepro.configuration import composition
+from resrepro.configuration.schema import Config, from_mapping
+from resrepro.errors import Interrupted
+from resrepro.interruption import watched
+from resrepro.progress import console
+from resrepro.runs.run_directory import RunDirectory, one_line
+from resrepro.runs.status import run_table, standing
+
+
+def train_one(config: Config) -> None:
+    """Trains a run, shown on the terminal.
+
+    Raises:
+        ResreproError: it failed.
+        Interrupted: it was stopped, and can go on.
+    """
+    from resrepro.training.trainer import train
+
+    with watched(), console(config.name, config.recipe.iterations) as watcher:
+        train(config, watcher)
+
+
+def train_sweep(words: list[str]) -> int:
+    """Trains every run of a sweep and prints a table of them; a failed one harms no other.
+
+    Returns:
+        The exit status: 0 if all are complete, 1 if not, 128 + n if signal n stopped the sweep.
+
+    Raises:
+        ConfigError: a run's configuration is wrong, or two would share a directory; none started.
+    """
+    args = composition.parse(words)
+    runs = composition.expand("train", [args.overrides], args.config_dir)
+    stopped = 0
+    try:
+        composition.run_hydra("train", words, train_job)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        stopped = stop.status if isinstance(stop, Interrupted) else 130
+    standings = [standing(RunDirectory(config.directory)) for config in runs]
+    print(f"\n{run_table(standings)}")
+    incomplete = sum(s.state != "complete" for s in standings)
+    if stopped:
+        print("resrepro train: stopped; the same command goes on from here", file=sys.stderr)
+    elif incomplete:
+        print(f"resrepro train: {incomplete} of {len(runs)} runs are not complete", file=sys.stderr)
+    return stopped or int(incomplete > 0)
+
+
+def train_job(composed: DictConfig) -> None:
+    """One job of a sweep. Says why it failed, and lets the others go on."""
+    config = from_mapping(composed)
+    try:
+        train_one(config)
+    except Exception as error:  # whatever it is, the runs after this one go on
+        print(f"{config.name}: {one_line(error)}", file=sys.stderr, flush=True)

@@ -1,0 +1,226 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pytest
+from omegaconf import OmegaConf
+
+from resrepro.configuration.composition import expand, split_words
+from resrepro.configuration.schema import Config
+from resrepro.data import load
+from resrepro.errors import ConfigError, ResreproError
+from resrepro.runs.run_directory import Row, RunDirectory
+from resrepro.studies import study
+from resrepro.studies.study import OWN_KEYS, Plan, cost, plan_study, run_study, share_out
+
+Run = Callable[..., Any]
+NAMES = [f"{model}-{depth}-s0" for model in ("plain", "residual") for depth in (8, 14)]
+WORDS = ("reproduce", "study=smoke", "device=cpu", "recipe.iterations=6")
+
+
+def test_words_about_the_study_are_told_from_those_of_its_runs() -> None:
+    words = ["study=digits", "seed=0,1", "jobs=2", "+tag=x", "hydra.verbose=true", "depth=8"]
+    own, of_runs = split_words(words, OWN_KEYS)
+    assert own == ["study=digits", "jobs=2", "hydra.verbose=true"]
+    assert of_runs == ["seed=0,1", "+tag=x", "depth=8"]
+    assert split_words(["--config-dir", "DIR", "seed=1"], OWN_KEYS) == (
+        ["--config-dir", "DIR"],
+        ["seed=1"],
+    )
+
+
+def test_jobs_are_checked() -> None:
+    for jobs in (0, -1, "many", 1.5):
+        composed = OmegaConf.create({"jobs": jobs, "study": {}})
+        with pytest.raises(ConfigError, match=f"jobs={jobs}: must be 1 or more"):
+            plan_study(composed, [], None)
+
+
+def test_a_malformed_study_is_refused() -> None:
+    good = {"name": "x", "runs": ["depth=8"], "overrides": "data=digits", "artefacts": ["table6"]}
+    for bad in ({"runs": 1}, {"artefacts": None}, {"overrides": 5}, {"artefacts": ["foo"]}):
+        composed = OmegaConf.create({"jobs": None, "study": good | bad})
+        with pytest.raises(ConfigError, match="study"):
+            plan_study(composed, [], None)
+    assert len(plan_study(OmegaConf.create({"jobs": None, "study": good}), [], None).runs) == 1
+
+
+def test_a_run_costs_more_the_deeper_the_wider_and_the_longer(
+    quick: Callable[..., Config],
+) -> None:
+    base = cost(quick())
+    for words, factor in [("depth=20", 2.5), ("model.width=32", 4), ("recipe.batch_size=256", 2)]:
+        assert cost(quick(words)) == pytest.approx(factor * base)
+    assert cost(quick("recipe.iterations=500")) > 50 * base
+
+
+def test_the_cores_are_shared_out(
+    quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
+    runs = [quick(f"seed={seed}") for seed in range(3)]
+    assert share_out(runs, None) == study.Shares(["cpu"] * 3, 2)
+    assert share_out(runs * 4, None) == study.Shares(["cpu"] * 8, 1)
+    assert share_out(runs, 2) == study.Shares(["cpu"] * 2, 4)
+    assert share_out(runs, 20) == study.Shares(["cpu"] * 20, 1)
+
+
+def test_a_study_is_not_complete_for_data_it_never_saw(
+    made_up_run: Callable[..., RunDirectory],
+    rows: Callable[..., list[Row]],
+    tmp_path: Path,
+) -> None:
+    words = ["data=digits", "recipe=digits", "depth=8,14", f"outputs={tmp_path}"]
+    runs = expand("train", [words], None)
+    digest = load(runs[0].data).digest
+    for run in runs:
+        made_up_run(run, rows(last=300), data_digest=digest)
+    assert run_study(Plan("x", runs, [], 1)) == 0
+    made_up_run(runs[1], rows(last=300), data_digest="d" * 64)
+    with pytest.raises(ResreproError, match=r"residual-14-s0 was trained on other data"):
+        run_study(Plan("x", runs, [], 1))
+
+
+def test_the_gpus_are_shared_out(
+    quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    runs = [quick(f"seed={seed}", "device=auto") for seed in range(5)]
+    assert share_out(runs, None).devices == ["cuda:0", "cuda:1"]
+    assert share_out(runs, 3).devices == ["cuda:0", "cuda:1", "cuda:0"]
+    named = [replace(run, device="cuda:1") for run in runs]
+    assert share_out(named, None) == study.Shares(["cuda:1"], None)
+    assert share_out(named, 2) == study.Shares(["cuda:1", "cuda:1"], None)
+    assert share_out([replace(run, device="cpu") for run in runs], 2).devices == ["cpu"] * 2
+
+
+def test_the_longest_runs_are_begun_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr(study, "_train_all", lambda runs, *_: begun.extend(r.depth for r in runs))
+    words = ["data=digits", "depth=14,56,8,20", f"outputs={tmp_path}"]
+    runs = expand("train", [words], None)
+    assert run_study(Plan("x", runs, [], 1)) == 4
+    assert begun == [56, 20, 14, 8]
+    out = capsys.readouterr().out
+    assert "4 runs, 0 of them done, 1 at a time" in out
+    assert [line.split()[0] for line in out.splitlines() if "waiting" in line] == [
+        f"residual-{depth}-s0" for depth in (14, 56, 8, 20)
+    ]
+
+
+# The smoke study through the installed command
+
+
+@pytest.fixture(scope="module")
+def smoke(resrepro_in: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("smoke")
+    return folder, resrepro_in(folder, *WORDS)
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The printed tables, as lists of rows of cells."""
+    blocks = re.findall(r"^-+(?:  -+)+\n((?:.+\n)+)", text, re.MULTILINE)
+    return [[re.split(r"  +", line) for line in block.splitlines()] for block in blocks]
+
+
+def test_a_study_makes_runs_table_and_figure(smoke: tuple[Path, Any]) -> None:
+    folder, done = smoke
+    assert (done.status, done.stderr) == (0, "")
+    experiment = folder / "outputs/smoke"
+    for name in NAMES:
+        assert (experiment / name / "checkpoint.pt").stat().st_size > 100_000
+        assert (
+            len((experiment / name / "metrics.csv").read_text().splitlines()) == 3
+        )  # header, 5, 6
+    for form in ("png", "svg", "pdf"):
+        assert (experiment / f"figures/figure6.{form}").stat().st_size > 5_000
+    for form in ("md", "csv"):
+        assert (experiment / f"tables/table6.{form}").stat().st_size > 200
+    runs, errors = tables(done.stdout)
+    assert [(row[0], row[1]) for row in runs] == [(name, "complete") for name in NAMES]
+    assert [row[0] for row in errors] == ["plain-8", "plain-14", "ResNet-8", "ResNet-14"]
+    assert "outputs/smoke/figures/figure6.png" in done.stdout.splitlines()
+
+
+def test_a_study_again_trains_nothing_and_makes_the_same(
+    smoke: tuple[Path, Any], resrepro_in: Run
+) -> None:
+    folder, first = smoke
+    experiment = folder / "outputs/smoke"
+    files = [
+        experiment / name / file for name in NAMES for file in ("metrics.csv", "checkpoint.pt")
+    ]
+    before = [(file.stat().st_mtime_ns, file.read_bytes()) for file in files]
+    figure = (experiment / "figures/figure6.svg").read_bytes()
+    again = resrepro_in(folder, *WORDS)
+    assert (again.status, again.stderr) == (0, "")
+    assert [(file.stat().st_mtime_ns, file.read_bytes()) for file in files] == before
+    assert (experiment / "figures/figure6.svg").read_bytes() == figure
+    assert not re.search(r"begins|goes on|at a time", again.stdout)
+    assert tables(again.stdout) == tables(first.stdout)
+
+
+def test_a_study_trains_only_what_is_missing(smoke: tuple[Path, Any], resrepro_in: Run) -> None:
+    folder, _ = smoke
+    done = resrepro_in(folder, *WORDS, "model=plain", "seed=0,1", "depth=8")
+    assert (done.status, done.stderr) == (0, "")
+    assert "2 runs, 1 of them done" in done.stdout
+    assert re.findall(r"^(\S+) begins", done.stdout, re.MULTILINE) == ["plain-8-s1"]
+    runs, errors = tables(done.stdout)
+    assert [row[:2] for row in runs] == [["plain-8-s0", "complete"], ["plain-8-s1", "complete"]]
+    (plain_8,) = [row for row in errors if row[0] == "plain-8"]
+    assert plain_8[2] == "2"
+    assert all(re.fullmatch(r"[\d.]+ ± [\d.]+", cell) for cell in plain_8[3:6])
+
+
+def holder(run: Path) -> int:
+    """The process that trains a run."""
+    match = re.search(r"process (\d+)", (run / ".holder").read_text())
+    assert match is not None
+    return int(match[1])
+
+
+def test_a_killed_process_harms_only_its_run(start: Run, tmp_path: Path) -> None:
+    words = ("reproduce", "study=smoke", "device=cpu", "recipe.iterations=40", "jobs=2")
+    process = start(*words)
+    run = tmp_path / "outputs/smoke/plain-14-s0"
+    end = time.monotonic() + 120
+    while not (run / "summary.json").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    victim = holder(run)
+    assert victim != process.pid
+    os.kill(victim, signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err == "resrepro reproduce: 1 of 4 runs are not complete\n"
+    assert "plain-14-s0: its process died of signal 9" in out
+    states = {row[0]: row[1] for row in tables(out)[0]}
+    assert states == {name: "killed" if "n-14" in name else "complete" for name in NAMES} | {
+        "residual-14-s0": "complete"
+    }
+
+
+def test_what_processes_are_forked_from_has_not_touched_a_gpu() -> None:
+    """A process forked after CUDA was asked for anything cannot use it."""
+    program = f"""
+import importlib, torch
+def refuse(*args, **kwargs):
+    raise AssertionError("a GPU was asked for")
+for name in ("is_available", "device_count", "init", "_lazy_init", "current_device"):
+    setattr(torch.cuda, name, refuse)
+for module in {study.PRELOADED}:
+    importlib.import_module(module)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,872 @@
+import csv
+import json
+import math
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from resrepro import interruption, networks
+from resrepro.configuration.composition import expand
+from resrepro.configuration.schema import Config
+from resrepro.data import load
+from resrepro.data.batches import Batches
+from resrepro.errors import ConfigError, Diverged, Interrupted, ResreproError
+from resrepro.progress import Progress, Watcher
+from resrepro.runs.run_directory import RunDirectory
+from resrepro.training import devices, trainer
+from resrepro.training.step import Step, StepGraph
+from resrepro.training.trainer import Training, train
+
+SMALL = ("model.width=4", "recipe.iterations=12", "evaluate_every=5")
+
+
+# What a run leaves behind, read without the code under test.
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    with (run / "metrics.csv").open() as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def numbers(run: Path) -> list[dict[str, float]]:
+    """The rows of metrics.csv but for the time they took."""
+    return [{key: v for key, v in row.items() if key != "seconds"} for row in rows(run)]
+
+
+def summary(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "summary.json").read_text()))
+
+
+def checkpoint(run: Path) -> dict[str, Any]:
+    return dict(torch.load(run / "checkpoint.pt", weights_only=True))
+
+
+def assert_same_run(here: Path, there: Path) -> None:
+    """Metrics, weights, buffers and momentum are the same to the bit."""
+    assert numbers(here) == numbers(there)
+    a, b = checkpoint(here), checkpoint(there)
+    assert a["network"].keys() == b["network"].keys()
+    assert all(torch.equal(a["network"][key], b["network"][key]) for key in a["network"])
+    assert len(a["momentum"]) == len(b["momentum"]) > 0
+    assert all(torch.equal(x, y) for x, y in zip(a["momentum"], b["momentum"], strict=True))
+    for key in ("status", "final_test_error", "best_test_error", "clean_train_error"):
+        assert summary(here)[key] == summary(there)[key]
+
+
+def quietly(config: Config) -> dict[str, Any]:
+    return train(config, Watcher())
+
+
+@contextmanager
+def interrupted_at_look(look: int) -> Iterator[None]:
+    """A signal is found at the given look for one, counted from 1."""
+    looks = 0
+
+    def check() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == look:
+            raise Interrupted(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interruption, "check", check)
+        yield
+
+
+def test_ctrl_c_between_an_update_and_its_count_saves_no_half_iteration(
+    unbroken: Config, quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From Python or a notebook, where nothing watches for the signal."""
+    config = quick(*SMALL)
+    counted, count = 0, Step._count
+
+    def interrupted(step: Step, *args: Tensor) -> None:
+        nonlocal counted
+        counted += 1
+        if counted == 8:
+            raise KeyboardInterrupt
+        count(step, *args)
+
+    monkeypatch.setattr(Step, "_count", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quietly(config)
+    assert summary(config.directory)["status"] == "interrupted"
+    assert checkpoint(config.directory)["iteration"] == 5
+    quietly(config)
+    assert_same_run(config.directory, unbroken.directory)
+
+
+def test_ctrl_c_before_the_first_checkpoint_leaves_a_run_that_can_begin_again(
+    unbroken: Config, quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quick(*SMALL)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "save_checkpoint", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quietly(config)
+    quietly(config)
+    assert_same_run(config.directory, unbroken.directory)
+
+
+def interrupt(config: Config, look: int) -> None:
+    with interrupted_at_look(look), pytest.raises(Interrupted):
+        quietly(config)
+
+
+@pytest.fixture(scope="module")
+def unbroken(quick_in: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run that was never interrupted; the tests leave it as it is."""
+    config = quick_in(tmp_path_factory.mktemp("unbroken"), *SMALL)
+    quietly(config)
+    return config
+
+
+# The numbers
+
+
+@pytest.mark.parametrize("model", ["plain", "residual"])
+def test_training_is_the_papers_recipe(model: str, quick: Callable[..., Config]) -> None:
+    config = quick(
+        *SMALL, f"model={model}", "recipe.drops=[0.5]", "recipe.weight_decay=0.01", "seed=2"
+    )
+    quietly(config)
+
+    batches = Batches(load(config.data), "pixel", config.recipe, 2, torch.device("cpu"))
+    network = networks.build(config.model, 8, classes=10, channels=1)
+    networks.initialise(network, 2)
+    parameters = list(network.parameters())
+    velocity = [torch.zeros_like(p) for p in parameters]
+    losses, wrong = [], []
+    for iteration in range(12):
+        x, labels = batches(iteration)
+        logits = network(x)
+        loss = F.cross_entropy(logits, labels)
+        gradients = torch.autograd.grad(loss, parameters)
+        rate = 0.02 if iteration < 6 else 0.002
+        with torch.no_grad():
+            for p, v, g in zip(parameters, velocity, gradients, strict=True):
+                v.mul_(0.9).add_(g + 0.01 * p)
+                p.sub_(rate * v)
+        losses.append(loss.item())
+        wrong.append((logits.argmax(1) != labels).sum().item())
+
+    saved = checkpoint(config.directory)["network"]
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(saved[name], parameter.detach(), rtol=1e-3, atol=1e-4)
+    written = rows(config.directory)
+    assert [row["iteration"] for row in written] == [5, 10, 12]
+    for row, part in zip(written, (slice(0, 5), slice(5, 10), slice(10, 12)), strict=True):
+        assert row["train_loss"] == pytest.approx(np.mean(losses[part]), rel=1e-3)
+        assert row["train_error"] == pytest.approx(np.mean(wrong[part]) / 1.28, abs=0.2)
+        assert row["epoch"] == pytest.approx(row["iteration"] * 128 / 1438)
+    assert [row["learning_rate"] for row in written] == [0.02, 0.002, 0.002]
+
+
+def error_of(config: Config, split: str) -> tuple[float, float]:
+    """Loss and error (percent) of a run's checkpoint on plain images, a second way."""
+    data = load(config.data)
+    network = networks.build(config.model, config.depth, 10, 1)
+    network.load_state_dict(checkpoint(config.directory)["network"])
+    mean = data.train_images.astype(np.float64).mean(0)
+    images, labels = (
+        (data.train_images, data.train_labels)
+        if split == "train"
+        else (data.test_images, data.test_labels)
+    )
+    x = torch.from_numpy(((images - mean) / 255).astype(np.float32))
+    with torch.no_grad():
+        logits = network.eval()(x)
+    target = torch.from_numpy(labels)
+    error = 100 * (logits.argmax(1) != target).double().mean().item()
+    return F.cross_entropy(logits, target).item(), error
+
+
+def test_the_summary_agrees_with_the_metrics_and_the_weights(
+    quick: Callable[..., Config],
+) -> None:
+    config = quick("recipe.iterations=40", "evaluate_every=4")
+    returned = quietly(config)
+    last, written = rows(config.directory)[-1], summary(config.directory)
+    assert returned.items() <= written.items()
+    assert (written["status"], written["iteration"], written["iterations"]) == ("complete", 40, 40)
+    assert written["final_train_error"] == last["train_error"]
+    assert written["final_test_error"] == last["test_error"]
+    best = min(row["test_error"] for row in rows(config.directory))
+    assert written["best_test_error"] == best
+    test_loss, test_error = error_of(config, "test")
+    assert last["test_error"] == pytest.approx(test_error, abs=0.01)
+    assert last["test_loss"] == pytest.approx(test_loss, rel=1e-4)
+    assert written["clean_train_error"] == pytest.approx(error_of(config, "train")[1], abs=0.01)
+    assert written["clean_train_error"] != last["train_error"]
+    assert written["parameters"] == 75_002
+    assert written["images_per_second"] > 0
+
+
+def test_the_summary_says_where_the_numbers_come_from(unbroken: Config) -> None:
+    written = summary(unbroken.directory)
+    assert written["versions"]["torch"] == torch.__version__
+    assert (written["device"], written["threads"], written["precision"]) == ("cpu", 1, "float32")
+    assert (written["compiled"], written["deterministic"]) == (False, False)
+    assert written["data_digest"] == load(unbroken.data).digest
+    assert {"config_hash", "git_revision", "host"} <= written.keys()
+
+
+def test_a_peak_is_told_of_the_first_run_of_a_process_only(
+    quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices.PeakMemory, "_process_is_used", False)
+    peaks = [quietly(quick(*SMALL, f"seed={seed}"))["peak_memory_bytes"] for seed in range(2)]
+    assert peaks[0] > 10**7
+    assert peaks[1] is None
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tf32", True)])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_process_computes_as_the_configuration_says(
+    precision: str, allowed: bool, deterministic: bool, quick: Callable[..., Config]
+) -> None:
+    config = quick()
+    try:
+        devices.set_up(replace(config, precision=precision, deterministic=deterministic), 1)
+        cudnn = torch.backends.cudnn
+        assert torch.backends.cuda.matmul.allow_tf32 is allowed
+        assert cudnn.allow_tf32 is allowed
+        assert (cudnn.deterministic, cudnn.benchmark) == (deterministic, not deterministic)
+        assert torch.are_deterministic_algorithms_enabled() is deterministic
+    finally:
+        devices.set_up(config, 1)
+
+
+def other_images(folder: Path) -> Path:
+    """Two folders A and B of images: the same names, other pixels."""
+    for name, seed in (("A", 1), ("B", 2)):
+        chance = np.random.default_rng(seed)
+        for place in ("train/cat", "train/dog", "test/cat", "test/dog"):
+            (folder / name / place).mkdir(parents=True)
+            for i in range(3):
+                pixels = chance.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / name / place / f"{i}.png")
+    return folder
+
+
+def test_a_complete_run_is_not_returned_for_data_it_never_saw(
+    quick_words: tuple[str, ...], tmp_path: Path
+) -> None:
+    images = other_images(tmp_path)
+    shutil.copytree(images / "A", images / "copy")
+    words = [*quick_words, *SMALL, "data=image_folder", f"data.cache={tmp_path}/cache"]
+    one, other, copy = (
+        expand("train", [[*words, f"data.root={images / name}", f"outputs={tmp_path}"]], None)[0]
+        for name in ("A", "B", "copy")
+    )
+    quietly(one)
+    before = (one.directory / "summary.json").read_bytes()
+    with pytest.raises(ResreproError, match=r"was trained on other data.*tag=WORD") as refused:
+        quietly(other)
+    assert "\n" not in str(refused.value)
+    assert (one.directory / "summary.json").read_bytes() == before
+    assert quietly(copy)["status"] == "complete"  # the same data in another place
+    assert quietly(one)["status"] == "complete"
+
+
+def test_training_lowers_the_errors(quick: Callable[..., Config]) -> None:
+    config = quick("recipe.iterations=100")
+    done = quietly(config)
+    assert rows(config.directory)[0]["test_error"] > 70
+    assert done["final_test_error"] < 20
+    assert done["final_train_error"] < 20
+
+
+def test_two_runs_of_one_configuration_are_equal(
+    unbroken: Config, quick: Callable[..., Config]
+) -> None:
+    torch.manual_seed(123)
+    np.random.default_rng(123).random(5)
+    again = quick(*SMALL, "experiment=again")
+    quietly(again)
+    assert_same_run(unbroken.directory, again.directory)
+
+
+def test_seed_0_is_a_seed_like_any_other(unbroken: Config, quick: Callable[..., Config]) -> None:
+    for seed in (1, 2):
+        other = quick(*SMALL, f"seed={seed}")
+        quietly(other)
+        here, there = numbers(unbroken.directory), numbers(other.directory)
+        assert all(a["train_loss"] != b["train_loss"] for a, b in zip(here, there, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "every", "last"),
+    [
+        (("recipe.iterations=84",), 5, 84),  # 40 times a run would take longer than training
+        (("recipe.iterations=84", "recipe.batch_size=512"), 2, 84),  # 40 times
+        (("recipe.iterations=300",), 7, 300),
+        (("recipe.iterations=20000",), 12, 20_000),  # an epoch: 1438 images in batches of 128
+        (("recipe.iterations=20000", "recipe.batch_size=719"), 2, 20_000),
+        (("recipe.iterations=300", "evaluate_every=100"), 100, 300),
+    ],
+)
+def test_how_often_a_run_is_evaluated(
+    words: tuple[str, ...], every: int, last: int, quick: Callable[..., Config]
+) -> None:
+    config = quick("model.width=1", *words)
+    RunDirectory(config.directory).open(config)
+    training = Training(config, RunDirectory(config.directory), Watcher(), load(config.data))
+    due = []
+    for training.state.iteration in (*range(1, 4 * every + 1), last - 1, last):
+        if training.evaluation_is_due():
+            due.append(training.state.iteration)
+    assert due[:4] == [every, 2 * every, 3 * every, 4 * every]
+    assert due[-1] == last
+
+
+def test_evaluations_fall_where_the_rule_says(quick: Callable[..., Config]) -> None:
+    config = quick("model.width=1", "recipe.iterations=57")
+    quietly(config)
+    at = [row["iteration"] for row in rows(config.directory)]
+    assert at == [*range(5, 57, 5), 57]
+
+
+def test_bfloat16_trains_on_the_cpu(unbroken: Config, quick: Callable[..., Config]) -> None:
+    config = quick(*SMALL, "precision=bfloat16", "recipe.iterations=60")
+    done = quietly(config)
+    assert done["precision"] == "bfloat16"
+    assert done["final_train_error"] < rows(config.directory)[0]["train_error"] - 10
+    first, exact = (
+        rows(config.directory)[0]["train_loss"],
+        rows(unbroken.directory)[0]["train_loss"],
+    )
+    assert first != exact
+    assert first == pytest.approx(exact, rel=0.05)
+    assert {t.dtype for t in checkpoint(config.directory)["network"].values()} == {
+        torch.float32,
+        torch.int64,
+    }
+
+
+def test_tf32_is_refused_on_a_cpu_and_blocks_nothing(quick: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match=r"precision=tf32.*precision=float32"):
+        quietly(quick("precision=tf32"))
+    assert quietly(quick("precision=float32"))["status"] == "complete"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_device_that_is_not_there_is_refused_and_blocks_nothing(
+    quick: Callable[..., Config],
+) -> None:
+    with pytest.raises(ConfigError, match=r"device=cuda: .*device=cpu"):
+        quietly(quick("device=cuda"))
+    assert quietly(quick())["status"] == "complete"
+
+
+# Devices and compilation
+
+
+@pytest.fixture
+def on_meta(quick: Callable[..., Config]) -> Step:
+    config = quick("recipe.batch_size=16")
+    return Step(config, load(config.data), torch.device("meta"))
+
+
+def test_a_step_leaves_no_tensor_behind_on_the_cpu(on_meta: Step) -> None:
+    for iteration in range(2):
+        list(on_meta.parts(iteration, 0.1))
+    parameters = list(on_meta.network.parameters())
+    tensors = [*on_meta.network.state_dict().values(), on_meta.sums, on_meta.batches.mean]
+    tensors += [p.grad for p in parameters if p.grad is not None]
+    tensors += [state["momentum_buffer"] for state in on_meta.optimizer.state.values()]
+    assert len(tensors) == len(on_meta.network.state_dict()) + 2 + 2 * len(parameters)
+    tensors += [*on_meta.batches(1), *on_meta.batches.train, *on_meta.batches.test]
+    assert {t.device.type for t in tensors} == {"meta"}
+
+
+def test_a_step_waits_for_no_value(on_meta: Step) -> None:
+    # On meta there are no values: .item(), .tolist() or an `if` on a tensor would fail.
+    list(on_meta.parts(0, 0.1))
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        on_meta.read()
+
+
+def test_an_evaluation_fails_only_where_its_result_is_needed(on_meta: Step) -> None:
+    with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"):
+        on_meta.errors("test")
+
+
+def test_a_tensor_on_another_device_would_show(on_meta: Step) -> None:
+    on_meta.batches.mean = torch.zeros(1, 8, 8)
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        list(on_meta.parts(0, 0.1))
+
+
+def test_a_compiled_net_is_saved_as_the_plain_one(
+    quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda net: compiled(net, backend="eager"))
+    config = quick(*SMALL, "compile=true")
+    done = quietly(config)
+    assert done["compiled"] is True
+    keys = checkpoint(config.directory)["network"].keys()
+    assert keys == networks.build(config.model, 8, 10, 1).state_dict().keys()
+
+
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler")
+def test_compile_trains(quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = quick("compile=true", "recipe.iterations=1")
+    done = quietly(config)
+    assert (done["status"], done["compiled"]) == ("complete", True)
+    keys = checkpoint(config.directory)["network"].keys()
+    assert keys == networks.build(config.model, 8, 10, 1).state_dict().keys()
+    with pytest.raises(ConfigError, match="compile True, here False"):
+        quietly(quick("compile=false", "recipe.iterations=1"))
+
+
+# Going on
+
+
+@pytest.mark.parametrize("look", [1, 4, 6, 7, 13, 16, 17])
+def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not_been(
+    look: int, unbroken: Config, quick: Callable[..., Config]
+) -> None:
+    config = quick(*SMALL)
+    interrupt(config, look)
+    state = summary(config.directory)
+    assert state["status"] == "interrupted"
+    assert state["iteration"] < 12 or look > 13
+    quietly(config)
+    assert_same_run(config.directory, unbroken.directory)
+
+
+def test_a_run_stopped_again_and_again_is_still_the_same(
+    unbroken: Config, quick: Callable[..., Config]
+) -> None:
+    config = quick(*SMALL)
+    stops = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "CHECKPOINT_SHARE", 1.0)
+        for look in (3, 2, 3, 4, 2):
+            interrupt(config, look)
+            stops += 1
+    assert 0 < summary(config.directory)["iteration"] < 12
+    quietly(config)
+    assert_same_run(config.directory, unbroken.directory)
+
+
+@pytest.mark.parametrize("at", [5, 10, 12])
+def test_a_watcher_may_stop_a_run(at: int, unbroken: Config, quick: Callable[..., Config]) -> None:
+    def stop(now: Progress) -> None:
+        if now.iteration == at:
+            raise Interrupted(signal.SIGINT)
+
+    config = quick(*SMALL)
+    with pytest.raises(Interrupted) as stopped:
+        train(config, Watcher(progress=stop))
+    assert stopped.value.status == 130
+    assert summary(config.directory)["status"] == "interrupted"
+    quietly(config)
+    assert_same_run(config.directory, unbroken.directory)
+
+
+def test_the_running_training_error_survives_a_stop(
+    unbroken: Config, quick: Callable[..., Config]
+) -> None:
+    config = quick(*SMALL)
+    interrupt(config, look=4)  # after three of the five iterations before the first row
+    assert summary(config.directory)["iteration"] == 3
+    assert rows(config.directory) == []
+    quietly(config)
+    first, expected = numbers(config.directory)[0], numbers(unbroken.directory)[0]
+    assert first["iteration"] == 5
+    assert (first["train_error"], first["train_loss"]) == (
+        expected["train_error"],
+        expected["train_loss"],
+    )
+
+
+WARM = (
+    "model.width=4",
+    "recipe.iterations=80",
+    "evaluate_every=5",
+    "recipe.warm_up.depth=8",
+    "recipe.drops=[0.75]",
+)
+
+
+@pytest.fixture(scope="module")
+def warmed_up(quick_in: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run whose warm-up ended and that was never interrupted."""
+    words = (*WARM, "recipe.warm_up.until_error=88.5")
+    config = quick_in(tmp_path_factory.mktemp("warmed"), *words)
+    quietly(config)
+    return config
+
+
+def test_the_warm_up_ends_by_the_training_error_and_the_rate_comes_back(
+    warmed_up: Config,
+) -> None:
+    written = rows(warmed_up.directory)
+    errors = [row["train_error"] for row in written]
+    assert np.mean(errors[0:5]) > 88.5 > np.mean(errors[5:10])  # windows of 25 iterations
+    assert "warm-up ends at iteration 50" in (warmed_up.directory / "train.log").read_text()
+    # Each row has the rate of the iterations before it: 50 warmed up, 60 was a drop.
+    expected = {5: 0.002, 45: 0.002, 50: 0.002, 55: 0.02, 60: 0.02, 65: 0.002, 80: 0.002}
+    rates = {row["iteration"]: row["learning_rate"] for row in written}
+    assert {at: rates[at] for at in expected} == expected
+
+
+def test_a_warm_up_that_never_ends_follows_the_drops(quick: Callable[..., Config]) -> None:
+    config = quick(*WARM, "recipe.warm_up.until_error=0.001", "recipe.learning_rate=0.01")
+    quietly(config)
+    rates = [row["learning_rate"] for row in rows(config.directory)]
+    assert rates == [0.002] * 12 + [0.001] * 4
+
+
+@pytest.mark.parametrize("look", [12, 33, 61])
+def test_the_warm_up_survives_a_stop(
+    look: int, warmed_up: Config, quick: Callable[..., Config]
+) -> None:
+    config = quick(*WARM, "recipe.warm_up.until_error=88.5")
+    interrupt(config, look)
+    assert 0 < summary(config.directory)["iteration"] < 80
+    quietly(config)
+    assert_same_run(config.directory, warmed_up.directory)
+
+
+def test_a_run_that_failed_says_why_and_goes_on(
+    unbroken: Config, quick: Callable[..., Config]
+) -> None:
+    def fail(now: Progress) -> None:
+        if now.iteration == 10:
+            raise RuntimeError("the cat\nsat on the keyboard")
+
+    config = quick(*SMALL)
+    with pytest.raises(RuntimeError):
+        train(config, Watcher(progress=fail))
+    state = summary(config.directory)
+    assert (state["status"], state["reason"]) == ("failed", "the cat sat on the keyboard")
+    quietly(config)
+    assert_same_run(config.directory, unbroken.directory)
+
+
+def test_a_killed_process_costs_nothing(start: Any, quick: Callable[..., Config]) -> None:
+    words = (*SMALL, "recipe.iterations=120")
+    unbroken = quick(*words, "experiment=unbroken")
+    quietly(unbroken)
+    config = quick(*words)
+    process = start("train", *quick_words(config), *words, "checkpoint_seconds=0")
+    wait_for(lambda: iteration_of(config.directory) >= 15, process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert 15 <= iteration_of(config.directory) < 120
+    assert quietly(config)["status"] == "complete"
+    assert_same_run(config.directory, unbroken.directory)
+    assert "goes on from iteration" in (config.directory / "train.log").read_text()
+
+
+def quick_words(config: Config) -> list[str]:
+    return [
+        "data=digits",
+        "recipe=digits",
+        "depth=8",
+        "device=cpu",
+        "threads=1",
+        f"outputs={config.outputs}",
+    ]
+
+
+def iteration_of(run: Path) -> int:
+    try:
+        return int(summary(run)["iteration"])
+    except FileNotFoundError:
+        return 0
+
+
+def wait_for(
+    condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120
+) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_complete_run_says_so_and_stays_as_it_is(unbroken: Config) -> None:
+    run = unbroken.directory
+    before = {file: file.read_bytes() for file in run.iterdir() if file.name != "train.log"}
+    lines: list[str] = []
+    again = train(unbroken, Watcher(line=lines.append))
+    assert [line for line in lines if "complete already" in line and str(run) in line]
+    assert again["status"] == "complete"
+    assert {file: file.read_bytes() for file in before if file.exists()} == before
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "summary.json"])
+@pytest.mark.parametrize("complete", [True, False])
+def test_damaged_results_are_restored_from_the_checkpoint(
+    name: str, complete: bool, unbroken: Config, quick: Callable[..., Config]
+) -> None:
+    config = quick(*SMALL)
+    if complete:
+        quietly(config)
+    else:
+        interrupt(config, look=9)
+    file = config.directory / name
+    content = file.read_bytes()
+    place = content.index(b"8", 100)
+    file.write_bytes(content[:place] + b"9" + content[place + 1 :])
+    quietly(config)
+    assert_same_run(config.directory, unbroken.directory)
+
+
+def test_a_damaged_checkpoint_costs_time_and_not_the_run(
+    unbroken: Config, quick: Callable[..., Config]
+) -> None:
+    config = quick(*SMALL)
+    interrupt(config, look=5)
+    interrupt(config, look=4)
+    newest = config.directory / "checkpoint.pt"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    lines: list[str] = []
+    train(config, Watcher(line=lines.append))
+    assert any("warning" in line and "checkpoint" in line for line in lines)
+    assert_same_run(config.directory, unbroken.directory)
+
+
+def test_without_any_good_checkpoint_a_run_is_not_silently_begun_again(
+    quick: Callable[..., Config],
+) -> None:
+    config = quick(*SMALL)
+    interrupt(config, look=9)
+    for file in config.directory.glob("*.pt"):
+        file.write_bytes(b"damaged")
+    for _ in range(2):
+        with pytest.raises(ResreproError, match="no checkpoint can be used"):
+            quietly(config)
+    assert numbers(config.directory)[-1]["iteration"] == 5
+
+
+def test_another_configuration_is_refused_naming_the_key(unbroken: Config) -> None:
+    before = (unbroken.directory / "config.yaml").read_bytes()
+    recipe = replace(unbroken.recipe, learning_rate=0.05)
+    with pytest.raises(ConfigError, match=r"recipe\.learning_rate 0\.02, here 0\.05"):
+        quietly(replace(unbroken, recipe=recipe))
+    assert (unbroken.directory / "config.yaml").read_bytes() == before
+
+
+def test_other_data_under_the_same_name_are_refused(
+    quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quick(*SMALL)
+    interrupt(config, look=5)
+    monkeypatch.setattr(trainer, "load", lambda data: replace(load(data), digest="f" * 64))
+    with pytest.raises(ResreproError, match="other data"):
+        quietly(config)
+
+
+def test_a_run_goes_on_with_the_threads_it_began_with(quick: Callable[..., Config]) -> None:
+    config = quick(*SMALL)
+    interrupt(config, look=5)
+    done = quietly(replace(config, threads=None))
+    assert done["threads"] == 1
+
+
+def test_other_threads_are_allowed_and_warned_of(quick: Callable[..., Config]) -> None:
+    config = quick(*SMALL)
+    interrupt(config, look=5)
+    lines: list[str] = []
+    done = train(replace(config, threads=2), Watcher(line=lines.append))
+    assert done["threads"] == 2
+    assert any("warning" in line and "threads 2" in line for line in lines)
+    torch.set_num_threads(1)
+
+
+# Divergence
+
+
+@pytest.fixture
+def diverging(quick: Callable[..., Config]) -> Callable[..., Config]:
+    def make(*words: str) -> Config:
+        return quick("recipe.learning_rate=1e6", "recipe.iterations=30", *words)
+
+    return make
+
+
+def first_bad_iteration(config: Config) -> int:
+    """When the training loss stops being finite, counted from 1, by training on plainly."""
+    batches = Batches(load(config.data), "pixel", config.recipe, 0, torch.device("cpu"))
+    network = networks.build(config.model, 8, 10, 1)
+    networks.initialise(network, 0)
+    network = network.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), 1e6, momentum=0.9, weight_decay=1e-4)
+    for iteration in range(30):
+        x, labels = batches(iteration)
+        loss = F.cross_entropy(network(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if not math.isfinite(loss.item()):
+            return iteration + 1
+    raise AssertionError("did not diverge")
+
+
+@pytest.mark.parametrize("every", [1, 30])
+def test_a_loss_that_is_not_finite_ends_the_run(
+    every: int, diverging: Callable[..., Config]
+) -> None:
+    config = diverging(f"evaluate_every={every}")
+    torch.set_num_threads(1)
+    bad = first_bad_iteration(config)
+    assert bad < 30
+    words = rf"not finite at iteration {bad}, learning rate 1e\+06"
+    with pytest.raises(Diverged, match=words) as diverged:
+        quietly(config)
+    assert diverged.value.status == 1
+    state = summary(config.directory)
+    assert state["status"] == "diverged"
+    assert f"iteration {bad}" in state["reason"]
+    for row in rows(config.directory):
+        assert all(math.isfinite(value) for key, value in row.items() if key != "test_loss")
+    with pytest.raises(Diverged, match=words):  # and stays so
+        quietly(config)
+
+
+@pytest.mark.parametrize("lag", ["nan", "inf"])
+def test_a_test_loss_that_is_not_finite_does_not_end_a_run(
+    lag: str, quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written down as it is, its answers are wrong, and the run ends as it would have."""
+
+    def overflow(network: torch.nn.Module, inputs: tuple[Tensor], logits: Tensor) -> Tensor:
+        if network.training:
+            return logits
+        return torch.where(torch.arange(len(logits))[:, None] % 2 == 0, float(lag), logits)
+
+    undisturbed = quick(*SMALL)
+    quietly(undisturbed)
+    build = networks.build
+
+    def lagging(*args: Any) -> networks.CifarNet:
+        network = build(*args)
+        network.register_forward_hook(overflow)
+        return network
+
+    monkeypatch.setattr(networks, "build", lagging)
+    config = quick(*SMALL, "tag=lagging")
+    done = quietly(config)
+    assert (done["status"], done["reason"]) == ("complete", None)
+    for here, there in zip(rows(config.directory), rows(undisturbed.directory), strict=True):
+        assert here["train_loss"] == there["train_loss"]
+        assert not math.isfinite(here["test_loss"])
+        assert here["test_error"] > 50
+    assert done["final_test_error"] > 50 < done["clean_train_error"]
+    assert quietly(config)["final_test_error"] == done["final_test_error"]
+
+
+def test_plain_110_evaluated_at_every_iteration(quick: Callable[..., Config]) -> None:
+    """The paper's own case: BN's statistics lag, the logits overflow, and the net trains on."""
+    config = quick("model=plain", "depth=110", "recipe.iterations=3", "evaluate_every=1")
+    done = quietly(config)
+    assert done["status"] == "complete"
+    written = rows(config.directory)
+    assert [row["iteration"] for row in written] == [1, 2, 3]
+    assert any(math.isnan(row["test_loss"]) for row in written), "it no longer shows the case"
+    assert all(math.isfinite(row["train_loss"]) for row in written)
+    assert all(0 <= row["test_error"] <= 100 for row in written)
+
+
+@pytest.mark.parametrize("every", [1, 30])
+def test_a_diverged_run_keeps_its_last_good_checkpoint(
+    every: int, diverging: Callable[..., Config]
+) -> None:
+    config = diverging(f"evaluate_every={every}", "checkpoint_seconds=0")
+    with pytest.raises(Diverged):
+        quietly(config)
+    saved = checkpoint(config.directory)
+    assert saved["iteration"] > 0
+    weights = [tensor for name, tensor in saved["network"].items() if "running" not in name]
+    assert all(weight.isfinite().all() for weight in weights)
+    with pytest.raises(Diverged):
+        quietly(config)
+    assert checkpoint(config.directory)["iteration"] == saved["iteration"]
+
+
+def test_activation_checkpointing_changes_no_bit(quick: Callable[..., Config]) -> None:
+    words = ("depth=14", *SMALL)
+    one, other = quick(*words), quick(*words, "activation_checkpointing=true", "tag=less-memory")
+    quietly(one)
+    quietly(other)
+    assert_same_run(one.directory, other.directory)
+
+
+def test_a_captured_step_never_uses_a_stale_rate(quick: Callable[..., Config]) -> None:
+    """Captured anew when the rate changes, and else only replayed; here without a GPU."""
+    captured: list[Any] = []
+    replayed: list[float] = []
+
+    def capture(run: Callable[[], None]) -> Callable[[], None]:
+        captured.append(run)
+        return run
+
+    def compute(x: Tensor, labels: Tensor, rate: float) -> Iterator[str]:
+        assert x[0, 0, 0, 0] == labels[0]  # of one batch, and of this one
+        batches.append(int(labels[0]))
+        replayed.append(rate)
+        yield "all"
+
+    batches: list[int] = []
+    graph = StepGraph(compute)
+    graph.capture = capture  # type: ignore[method-assign, assignment]
+    graph.eagerly = graph.run  # type: ignore[method-assign]
+    rates = [0.1] * 6 + [0.01] * 3 + [0.001] * 2
+    for number, rate in enumerate(rates):
+        graph(torch.full((2, 3, 8, 8), float(number)), torch.full((2,), number), rate)
+    assert replayed == rates
+    assert batches == list(range(len(rates)))
+    assert len(captured) == 3
+
+
+def test_a_captured_step_is_for_gpus(quick: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match="cuda_graph=true: is for NVIDIA GPUs"):
+        quietly(quick("cuda_graph=true"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.cuda.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_a_lack_of_memory_says_what_needs_less_and_the_run_goes_on_with_it(
+    quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    config = quick(*SMALL)
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "iterate", fail)
+        with pytest.raises(ResreproError, match="activation_checkpointing=true or a smaller"):
+            quietly(config)
+    assert json.loads((config.directory / "summary.json").read_text())["status"] == "failed"
+    assert quietly(replace(config, activation_checkpointing=True))["status"] == "complete"
