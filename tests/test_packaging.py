@@ -22,7 +22,6 @@ def packages(folder: Path, name: str, pattern: str) -> set[str]:
 def test_every_folder_of_the_package_is_listed() -> None:
     expected = packages(ROOT / "src/resrepro", "resrepro", "*.py")
     expected |= packages(ROOT / "conf", "resrepro.conf", "*.yaml")
-    expected |= packages(ROOT / "benchmarks", "resrepro.bench", "*.py")
     assert expected == LISTED
     assert packages(ROOT / "conf", "resrepro.conf", "__init__.py") == packages(
         ROOT / "conf", "resrepro.conf", "*.yaml"
@@ -34,7 +33,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     setuptools = pytest.importorskip("setuptools", minversion="77")
     assert setuptools
     source, made = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("src", "conf", "benchmarks"):
+    for name in ("src", "conf"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
