@@ -3,10 +3,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nets import BLOCKS
 from torch import Tensor, nn
 
 from resrepro.configuration.schema import Model
-from resrepro.networks import Block, CifarNet, ShortcutA, build, initialise, parameter_count
+from resrepro.networks import CifarNet, build, initialise, parameter_count
+from resrepro.networks.blocks import ResidualBlock, ShortcutA
 
 # Paper, section 4.2 and table 6: exact counts with affine BN.
 PARAMETERS = {
@@ -21,7 +23,7 @@ PARAMETERS = {
 
 def on_meta(depth: int, option: str | None) -> CifarNet:
     with torch.device("meta"):
-        return CifarNet(depth, option=option)
+        return CifarNet(depth, block=BLOCKS[option])
 
 
 def layers3x3(network: nn.Module) -> list[nn.Conv2d]:
@@ -62,8 +64,7 @@ def test_a_residual_net_has_3n_shortcuts_and_a_plain_one_none(depth: int) -> Non
     n = (depth - 2) // 6
 
     def shortcuts(option: str | None) -> int:
-        blocks = (m for m in on_meta(depth, option).modules() if isinstance(m, Block))
-        return sum(block.shortcut is not None for block in blocks)
+        return sum(isinstance(block, ResidualBlock) for block in on_meta(depth, option).blocks())
 
     assert (shortcuts(None), shortcuts("A"), shortcuts("B")) == (0, 3 * n, 3 * n)
 
@@ -119,7 +120,7 @@ def reference(network: CifarNet, x: Tensor, residual: bool) -> Tensor:
 @pytest.mark.parametrize("option", [None, "A"])
 @pytest.mark.parametrize("depth", [8, 20])
 def test_the_net_computes_what_the_paper_says(depth: int, option: str | None) -> None:
-    network = CifarNet(depth, option=option)
+    network = CifarNet(depth, block=BLOCKS[option])
     initialise(network, seed=3)
     draws = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -156,7 +157,7 @@ def test_shortcut_a_is_every_second_pixel_and_zero_channels(
 
 @pytest.mark.parametrize("depth", [8, 20, 56])
 def test_twins_of_one_seed_begin_with_the_same_weights(depth: int) -> None:
-    plain, residual = CifarNet(depth), CifarNet(depth, option="A")
+    plain, residual = CifarNet(depth), CifarNet(depth, block=BLOCKS["A"])
     initialise(plain, seed=5)
     initialise(residual, seed=5)
     here, there = plain.state_dict(), residual.state_dict()
@@ -172,7 +173,7 @@ def normalised_weights(network: CifarNet) -> list[Tensor]:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_weights_have_he_variance_in_every_layer(seed: int) -> None:
-    network = CifarNet(20, option="A")
+    network = CifarNet(20, block=BLOCKS["A"])
     initialise(network, seed)
     layers = [weights.double() for weights in normalised_weights(network)]
     for weights in layers:  # within five deviations of what a normal distribution gives
@@ -183,7 +184,7 @@ def test_weights_have_he_variance_in_every_layer(seed: int) -> None:
 
 
 def test_biases_are_zero_and_bn_is_the_identity() -> None:
-    network = CifarNet(14, option="B")
+    network = CifarNet(14, block=BLOCKS["B"])
     assert network.fc.bias.any()
     initialise(network, seed=0)
     assert not network.fc.bias.any()

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from resrepro import __version__, interruption
+from resrepro import __version__, extension, interruption
 from resrepro.errors import ConfigError, Interrupted, ResreproError
 
 
@@ -216,7 +216,9 @@ def main(arguments: list[str] | None = None) -> int:
         if name not in COMMANDS:
             raise ConfigError(f"there is no command {name}; choose one of {', '.join(COMMANDS)}")
         with interruption.noted():
-            return COMMANDS[name].run(words[1:])
+            extensions, others = extension.take_extensions(words[1:])
+            extension.load_extensions(extensions)
+            return COMMANDS[name].run(others)
     except (ResreproError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise

@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 import torch
 from made_up import PAPER, config, group, write
+from nets import BLOCKS
 from torch import Tensor, nn
 
 from resrepro.cli import main
 from resrepro.configuration.schema import Config
 from resrepro.data import Dataset
 from resrepro.data.batches import EVALUATION_BATCH, Batches
-from resrepro.networks import Block, CifarNet, build, initialise
+from resrepro.networks import CifarNet, build, initialise
+from resrepro.networks.blocks import PlainBlock, ResidualBlock
 from resrepro.paper.curves import collect
-from resrepro.paper.responses import deviations, measure_missing, response_layers
+from resrepro.paper.responses import deviations, measure_missing
 from resrepro.progress import Watcher
 from resrepro.runs.run_directory import RunDirectory
 from resrepro.training.trainer import train
@@ -49,10 +51,10 @@ def naive(network: CifarNet, images: Tensor) -> list[float]:
     x = layer(images, network.conv, network.bn).clamp(min=0)
     for stage in (network.stage1, network.stage2, network.stage3):
         for block in stage:
-            assert isinstance(block, Block)
+            assert isinstance(block, PlainBlock)
             y = layer(x, block.conv1, block.bn1).clamp(min=0)
             y = layer(y, block.conv2, block.bn2)
-            x = (y if block.shortcut is None else y + block.shortcut(x)).clamp(min=0)
+            x = (y + block.shortcut(x) if isinstance(block, ResidualBlock) else y).clamp(min=0)
     return [float(np.std(y.double().numpy())) for y in kept]
 
 
@@ -60,7 +62,7 @@ def naive(network: CifarNet, images: Tensor) -> list[float]:
 @pytest.mark.parametrize("depth", [8, 20])
 def test_deviations_are_those_of_all_outputs_after_bn(depth: int, option: str | None) -> None:
     batches = some_batches()
-    network = CifarNet(depth, 3, 2, 4, option)
+    network = CifarNet(depth, 3, 2, 4, BLOCKS[option])
     initialise(network, seed=2)
     draws = torch.Generator().manual_seed(1)
     for m in network.modules():
@@ -79,8 +81,8 @@ def test_deviations_are_those_of_all_outputs_after_bn(depth: int, option: str | 
 
 @pytest.mark.parametrize("depth", [8, 20, 56, 110])
 def test_shortcuts_have_no_responses(depth: int) -> None:
-    network = CifarNet(depth, option="B")
-    layers = response_layers(network)
+    network = CifarNet(depth, block=BLOCKS["B"])
+    layers = network.responses()
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == depth - 1 + 2
     assert len(layers) == len({id(layer) for layer in layers}) == depth - 1
@@ -95,7 +97,7 @@ def test_shortcuts_have_no_responses(depth: int) -> None:
 def test_measuring_leaves_no_hooks_behind() -> None:
     network = CifarNet(8, 3, 2, 4).eval()
     first = deviations(network, some_batches())
-    assert not any(layer._forward_hooks for layer in response_layers(network))
+    assert not any(layer._forward_hooks for layer in network.responses())
     assert deviations(network, some_batches()) == first
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from nets import BLOCKS
 from torch import Tensor, nn
 
 from resrepro.cli import main
@@ -15,7 +16,8 @@ from resrepro.configuration.composition import expand
 from resrepro.configuration.schema import Config, Constructed, from_mapping
 from resrepro.data.digits import load_digits
 from resrepro.errors import ConfigError, ResreproError
-from resrepro.networks import Block, CifarNet, construct, initialise, parameter_count
+from resrepro.networks import CifarNet, construct, initialise, parameter_count
+from resrepro.networks.blocks import PlainBlock
 from resrepro.progress import Watcher
 from resrepro.runs.run_directory import Row, RunDirectory
 from resrepro.studies.constructed import constructed_from, constructed_solutions
@@ -46,7 +48,7 @@ def digits() -> tuple[Tensor, Tensor]:
 @cache
 def shallow(depth: int, option: str | None) -> tuple[CifarNet, Tensor]:
     """A net whose BN has seen images and is no identity, and its logits of the test set."""
-    network = CifarNet(depth, 10, 1, 16, option)
+    network = CifarNet(depth, 10, 1, 16, BLOCKS[option])
     initialise(network, seed=depth)
     draws = torch.Generator().manual_seed(depth)
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -67,7 +69,7 @@ def test_a_constructed_net_gives_the_whole_test_set_the_same_classes(
     depth: int, deeper: int, option: str | None
 ) -> None:
     network, logits = shallow(depth, option)
-    made = CifarNet(deeper, 10, 1, 16, option)
+    made = CifarNet(deeper, 10, 1, 16, BLOCKS[option])
     initialise(made, seed=1)
     construct(made, network)
     with torch.no_grad():
@@ -81,11 +83,11 @@ def test_a_constructed_net_gives_the_whole_test_set_the_same_classes(
 @pytest.mark.parametrize("option", OPTIONS, ids=OPTIONS.values())
 def test_a_net_of_other_layers_than_the_identity_gives_other_logits(option: str | None) -> None:
     network, logits = shallow(20, option)
-    made = CifarNet(32, 10, 1, 16, option)
+    made = CifarNet(32, 10, 1, 16, BLOCKS[option])
     initialise(made, seed=1)
     construct(made, network)
     added = made.stage3[4]
-    assert isinstance(added, Block)
+    assert isinstance(added, PlainBlock)
     with torch.no_grad():
         added.bn2.bias += 0.1
         its = made.eval()(digits()[1])
@@ -95,7 +97,7 @@ def test_a_net_of_other_layers_than_the_identity_gives_other_logits(option: str 
 @pytest.mark.parametrize("option", OPTIONS, ids=OPTIONS.values())
 def test_the_shallow_nets_blocks_come_first_in_each_stage(option: str | None) -> None:
     network, _ = shallow(20, option)
-    made = CifarNet(32, 10, 1, 16, option)
+    made = CifarNet(32, 10, 1, 16, BLOCKS[option])
     construct(made, network)
     there = made.state_dict()
     assert all(torch.equal(there[key], value) for key, value in network.state_dict().items())
@@ -108,12 +110,12 @@ def test_the_shallow_nets_blocks_come_first_in_each_stage(option: str | None) ->
 @pytest.mark.parametrize("option", ["A", "B"])
 def test_an_added_residual_branch_can_learn(option: str) -> None:
     network, _ = shallow(20, option)
-    made = CifarNet(32, 10, 1, 16, option)
+    made = CifarNet(32, 10, 1, 16, BLOCKS[option])
     initialise(made, seed=1)
     construct(made, network)
     made.train()(digits()[0][:32]).square().sum().backward()
     added = made.stage2[3]
-    assert isinstance(added, Block)
+    assert isinstance(added, PlainBlock)
     assert added.conv1.weight.std() > 0.01
     assert added.bn2.weight.grad is not None
     assert added.bn2.weight.grad.abs().max() > 0
@@ -125,7 +127,7 @@ def test_an_added_residual_branch_can_learn(option: str) -> None:
         (CifarNet(20), CifarNet(32)),
         (CifarNet(20), CifarNet(20)),
         (CifarNet(32), CifarNet(20, width=8)),
-        (CifarNet(32, option="A"), CifarNet(20, option="B")),
+        (CifarNet(32, block=BLOCKS["A"]), CifarNet(20, block=BLOCKS["B"])),
         (CifarNet(32, classes=100), CifarNet(20)),
     ],
     ids=["shallower", "equal", "width", "shortcut", "classes"],
@@ -183,7 +185,7 @@ def test_construct_makes_a_run_with_the_sources_errors(
         assert made[key] == its[key]
     assert made["final_train_error"] == made["clean_train_error"]
     assert made["parameters"] == parameter_count(
-        CifarNet(20, 10, 1, 16, None if model == "plain" else "A")
+        CifarNet(20, 10, 1, 16, BLOCKS[None if model == "plain" else "A"])
     )
     (row,) = RunDirectory(path).metrics()
     assert (row.iteration, row.test_error) == (0, its["final_test_error"])

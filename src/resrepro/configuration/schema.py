@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from resrepro import extension
 from resrepro.errors import ConfigError
 
 
@@ -104,6 +105,7 @@ class Config:
     experiment: str = "default"
     tag: str | None = None
     constructed: Constructed | None = None
+    extensions: dict[str, str] | None = None  # those it needs, by name, with their SHA-256
 
     @property
     def name(self) -> str:
@@ -121,8 +123,9 @@ class Config:
         config = asdict(self)
         for group in ("model", "data"):
             config[group] = {k: v for k, v in config[group].items() if v is not None}
-        if self.constructed is None:
-            del config["constructed"]
+        for key in ("constructed", "extensions"):
+            if config[key] is None:
+                del config[key]
         return config
 
 
@@ -172,9 +175,11 @@ def from_mapping(composed: DictConfig | Mapping[str, Any], is_used: bool = True)
         ConfigError: naming the key, what was wrong with it and what would be right.
     """
     config = _typed(Config, composed)
+    if is_used:
+        config.extensions = extension.used_by(config.model.name, config.data.name) or None
     for complaint in complaints(config):
         raise ConfigError(complaint)
-    _check_data(config.data, is_used)
+    _check_data(config.data, is_used, bool(config.extensions))
     return config
 
 
@@ -197,10 +202,13 @@ def _typed(schema: type[Schema], composed: DictConfig | Mapping[str, Any]) -> Sc
         raise ConfigError(f"{', '.join(huge)}: must be a smaller number") from error
 
 
-def _check_data(data: Data, is_used: bool) -> None:
+def _check_data(data: Data, is_used: bool, is_extended: bool = False) -> None:
     if isinstance(data.url, str):
         data.url = [data.url]
-    for complaint in (*data_complaints(data), *(place_complaints(data) if is_used else ())):
+    for complaint in (
+        *data_complaints(data, is_extended),
+        *(place_complaints(data) if is_used else ()),
+    ):
         raise ConfigError(complaint)
 
 
@@ -216,7 +224,7 @@ def explain(error: OmegaConfBaseException) -> str:
 
 def complaints(config: Config) -> Iterator[str]:
     """Yields a sentence for each value that cannot be right."""
-    yield from net_complaints(config.model, config.depth)
+    yield from net_complaints(config.model, config.depth, bool(config.extensions))
     # A constructed solution is there before it is trained.
     yield from at_least("recipe.iterations", config.recipe.iterations, int(not config.constructed))
     yield from recipe_complaints(config.recipe)
@@ -242,8 +250,14 @@ def complaints(config: Config) -> Iterator[str]:
             )
 
 
-def net_complaints(model: Model, depth: int) -> Iterator[str]:
-    """Yields a sentence for each value of a net that cannot be right."""
+def net_complaints(model: Model, depth: int, is_extended: bool = False) -> Iterator[str]:
+    """Yields a sentence for each value of a net that cannot be right.
+
+    Args:
+        model: its family.
+        depth: its weighted layers.
+        is_extended: whether its family may be an extension's that is not there now.
+    """
     if depth < 8 or (depth - 2) % 6 != 0:
         near = max(8, (depth + 1) // 6 * 6 + 2)
         yield (
@@ -252,11 +266,12 @@ def net_complaints(model: Model, depth: int) -> Iterator[str]:
         )
     elif depth > DEEPEST:
         yield f"depth={depth}: must be {DEEPEST} or less, ten times the paper's deepest net"
-    yield from choice("model.name", model.name, ("plain", "residual"))
-    if model.name == "residual":
-        yield from choice("model.shortcut", model.shortcut, ("A", "B"))
-    elif model.shortcut is not None:
-        yield f"model.shortcut={model.shortcut}: a plain net has no shortcuts; use model=residual"
+    if not is_extended:
+        yield from choice("model.name", model.name, extension.families())
+        if extension.takes_shortcut(model.name):
+            yield from choice("model.shortcut", model.shortcut, ("A", "B"))
+        elif model.shortcut is not None:
+            yield f"model.shortcut={model.shortcut}: a {model.name} net has no shortcuts to choose"
     yield from at_least("model.width", model.width, 1)
     yield from at_most("model.width", model.width, WIDEST)
 
@@ -282,9 +297,15 @@ def recipe_complaints(recipe: Recipe) -> Iterator[str]:
             yield "recipe.warm_up.until_error: must be a percentage between 0 and 100"
 
 
-def data_complaints(data: Data) -> Iterator[str]:
-    """Yields a sentence for each value of a data set that cannot be right."""
-    yield from choice("data.name", data.name, ("cifar10", "cifar100", "digits", "image_folder"))
+def data_complaints(data: Data, is_extended: bool = False) -> Iterator[str]:
+    """Yields a sentence for each value of a data set that cannot be right.
+
+    Args:
+        data: the data set.
+        is_extended: whether it may be an extension's that is not there now.
+    """
+    if not is_extended:
+        yield from choice("data.name", data.name, extension.datasets())
     yield from choice("data.split", data.split, ("test", "validation"))
     yield from choice("data.mean", data.mean, ("pixel", "channel"))
     if data.image_size is not None:

@@ -1,12 +1,14 @@
 """The data sets, each as two arrays of uint8 images with their labels."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from resrepro import randomness
+from resrepro import extension, randomness
 from resrepro.configuration import schema
+from resrepro.errors import ResreproError
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,10 @@ class Dataset:
         test_images: uint8 (M, C, H, W).
         test_labels: int64 (M,).
         classes: how many there are.
-        digest: SHA-256 of the images and labels.
+        digest: SHA-256 of the images and labels; computed where it is not given.
+
+    Raises:
+        ResreproError: an array has another type or shape.
     """
 
     train_images: np.ndarray
@@ -27,7 +32,29 @@ class Dataset:
     test_images: np.ndarray
     test_labels: np.ndarray
     classes: int
-    digest: str
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.digest:
+            for complaint in self._complaints():
+                raise ResreproError(complaint)
+            arrays = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+            object.__setattr__(self, "digest", digest_of(*arrays))
+
+    def _complaints(self) -> Iterator[str]:
+        """What is wrong with arrays that a user's own code made."""
+        for split in ("train", "test"):
+            images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
+            if images.dtype != np.uint8 or images.ndim != 4:
+                what = f"{images.dtype} {images.shape}"
+                yield f"{split}_images: must be uint8 (N, C, H, W), not {what}"
+            elif labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+                what = f"{labels.dtype} {labels.shape}"
+                yield f"{split}_labels: must be int64 ({len(images)},), not {what}"
+            elif not len(labels) or labels.min() < 0 or labels.max() >= self.classes:
+                yield f"{split}_labels: must be there, and from 0 to {self.classes - 1}"
+        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+            yield "train_images and test_images: must be of one size"
 
     @property
     def channels(self) -> int:
@@ -50,7 +77,11 @@ def load(data: schema.Data) -> Dataset:
         ResreproError: it cannot be had, or is not what it should be.
     """
     # Each of them brings its own library, so only the one that is asked for is imported.
-    if data.name == "digits":
+    if make := extension.dataset_of(data.name):
+        dataset = make(data)
+        if not isinstance(dataset, Dataset):
+            raise ResreproError(f"data={data.name}: its function must return a resrepro.Dataset")
+    elif data.name == "digits":
         from resrepro.data.digits import load_digits
 
         dataset = load_digits()

@@ -288,17 +288,22 @@ def _group(experiment: str, tag: str, runs: list[Run], missing: list[str]) -> Gr
 
 def _check_comparable(runs: list[Run]) -> None:
     """Refuses to show runs side by side that differ in more than the net and the seed."""
-    options: dict[str, str | None] = {}  # plain and residual nets have each their own
+    # Each family has its own.
+    options: dict[str, str | None] = {}
+    extensions: dict[str, dict[str, str] | None] = {}
     for other in runs:
         first = runs[0].config
         differ = [
             f"{key} {a} and {b}"
             for key, (a, b) in differences(first, other.config).items()
-            if key not in FREE
+            if key not in FREE and not key.startswith("extensions.")
         ]
         option = options.setdefault(other.config.model.name, other.config.model.shortcut)
         if other.config.model.shortcut != option:
             differ.append(f"model.shortcut {option} and {other.config.model.shortcut}")
+        code = extensions.setdefault(other.config.model.name, other.config.extensions)
+        if other.config.extensions != code:
+            differ.append("the extension's code")
         if runs[0].summary["data_digest"] != other.summary["data_digest"]:
             differ.append("the images")
         if differ:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resrepro import networks
+from resrepro import extension, networks
 from resrepro.data import load
 from resrepro.data.batches import Batches
 from resrepro.errors import ResreproError
@@ -45,6 +45,7 @@ def responses(run: RunDirectory) -> list[float]:
         raise ResreproError("the data set is not the one it was trained on")
     device = devices.select("auto")
     batches = Batches(data, config.data.mean, config.recipe, config.seed, device)
+    extension.require(config.extensions)
     network = networks.build(config.model, config.depth, data.classes, data.channels)
     network.load_state_dict(checkpoint["network"])
     return deviations(network.to(device).eval(), batches)
@@ -53,7 +54,7 @@ def responses(run: RunDirectory) -> list[float]:
 @torch.no_grad()
 def deviations(network: networks.CifarNet, batches: Batches) -> list[float]:
     """The responses' deviations over all images, maps and pixels of the test set."""
-    layers = response_layers(network)
+    layers = network.responses()
     sums = torch.zeros(len(layers), 3, dtype=torch.float64, device=batches.device)
 
     def record(index: int) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -71,9 +72,3 @@ def deviations(network: networks.CifarNet, batches: Batches) -> list[float]:
     total, squares, count = sums.unbind(1)
     variance = squares / count - (total / count).square()
     return [float(value) for value in variance.clamp(min=0).sqrt()]
-
-
-def response_layers(network: networks.CifarNet) -> list[nn.Module]:
-    """The BN after each 3x3 convolution, in order: one less than the depth. No shortcuts."""
-    blocks = [m for m in network.modules() if isinstance(m, networks.Block)]
-    return [network.bn, *(bn for block in blocks for bn in (block.bn1, block.bn2))]

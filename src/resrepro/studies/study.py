@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from omegaconf import DictConfig, OmegaConf
 
-from resrepro import interruption
+from resrepro import extension, interruption
 from resrepro.configuration import composition
 from resrepro.configuration.schema import Config, Data
 from resrepro.data import load
@@ -212,7 +212,7 @@ def _train_in_process(
     context: Any, run: Config, display: "Display", stopping: threading.Event
 ) -> None:
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(run, sender), name=run.name)
+    process = context.Process(target=_work, args=(run, sender, extension.loaded()), name=run.name)
     process.start()
     sender.close()
     told_to_stop = False
@@ -234,7 +234,7 @@ def _train_in_process(
         display.tell(run, f"{run.name}: its process died of signal {-process.exitcode}")
 
 
-def _work(run: Config, sender: Connection) -> None:
+def _work(run: Config, sender: Connection, extensions: list[str]) -> None:
     """What the process of a run does; the run directory tells how it went."""
     from resrepro.training.trainer import train
 
@@ -246,6 +246,7 @@ def _work(run: Config, sender: Connection) -> None:
 
     try:
         with interruption.watched():
+            extension.load_extensions(extensions)
             _wait_for_lock(run)
             train(run, Watcher(tell, tell))
     except Interrupted as stop:

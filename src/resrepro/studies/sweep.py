@@ -4,6 +4,7 @@ import sys
 
 from omegaconf import DictConfig
 
+from resrepro import extension
 from resrepro.configuration import composition
 from resrepro.configuration.schema import Config, from_mapping
 from resrepro.errors import Interrupted
@@ -37,9 +38,14 @@ def train_sweep(words: list[str]) -> int:
     """
     args = composition.parse(words)
     runs = composition.expand("train", [args.overrides], args.config_dir)
-    stopped = 0
+    extensions, stopped = extension.loaded(), 0
+
+    def job(composed: DictConfig) -> None:
+        extension.load_extensions(extensions)  # in a launcher's process they are not there yet
+        train_job(composed)
+
     try:
-        composition.run_hydra("train", words, train_job)
+        composition.run_hydra("train", words, job)
     except (Interrupted, KeyboardInterrupt) as stop:
         stopped = stop.status if isinstance(stop, Interrupted) else 130
     standings = [standing(RunDirectory(config.directory)) for config in runs]

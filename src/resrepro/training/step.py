@@ -106,9 +106,7 @@ class Step:
         networks.initialise(network, config.seed)
         network.to(memory_format=torch.channels_last)
         self.network = network.to(device)
-        for block in network.modules():
-            if isinstance(block, networks.Block):
-                block.recompute = config.activation_checkpointing
+        network.recompute = config.activation_checkpointing
         self.forward = cast(nn.Module, torch.compile(network)) if config.compile else network
         self.optimizer = torch.optim.SGD(
             network.parameters(),
