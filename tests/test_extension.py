@@ -156,7 +156,7 @@ def test_a_run_without_its_extension_runs_no_code_and_says_what_it_needs(
     for registered in ("families", "digests", "named"):
         vars(extension._registry)[registered].clear()
     (run,) = resrepro.open(there / "outputs/digits").runs
-    with pytest.raises(ConfigError, match=r"it needs the extension gated\.py: give its file"):
+    with pytest.raises(ConfigError, match=r"the run needs the extension gated\.py: give its file"):
         run.network()
 
 

@@ -277,10 +277,10 @@ def require(needed: dict[str, str] | None) -> None:
     for name, digest in (needed or {}).items():
         here = _registry.digests.get(name)
         if here is None:
-            raise ConfigError(f"it needs the extension {name}: {HOW}")
+            raise ConfigError(f"the run needs the extension {name}: {HOW}")
         if here != digest:
             raise ConfigError(
-                f"it was trained with another {name} than is given now (SHA-256 {digest[:12]}…, "
+                f"the run was trained with another {name} than is given now (SHA-256 {digest[:12]}…, "
                 f"now {here[:12]}…)"
             )
 

@@ -6,6 +6,7 @@ draw, and it has no iterations, or some if it is to be trained on from there.
 
 from dataclasses import replace
 
+from resrepro import extension
 from resrepro.configuration.schema import Config, Constructed, from_mapping
 from resrepro.errors import ConfigError, ResreproError
 from resrepro.runs.run_directory import RunDirectory
@@ -16,10 +17,11 @@ def constructed_from(source: RunDirectory, depth: int, iterations: int = 0) -> C
 
     Raises:
         ConfigError: the depth is not 6n+2 or not deeper than the run's, or the iterations are no
-            number from 0 on.
+            number from 0 on; or the run's extension was not given.
         ResreproError: the run is not complete, or has lost its checkpoint.
     """
     config, summary = source.config(), source.summary()
+    extension.require(config.extensions)
     if summary is None or summary["status"] != "complete":
         raise ResreproError(f"{source.path} is not complete; train it to its end first")
     folder = source.path.absolute().parent
