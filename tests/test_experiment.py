@@ -1,5 +1,6 @@
 """Results from Python."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def test_frames(trained: Experiment) -> None:
 
 
 def test_without_pandas_it_is_named(trained: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ResreproError, match=r"pip install 'resrepro\[notebook\]'"):
         trained.finals()
 

@@ -280,8 +280,8 @@ def require(needed: dict[str, str] | None) -> None:
             raise ConfigError(f"the run needs the extension {name}: {HOW}")
         if here != digest:
             raise ConfigError(
-                f"the run was trained with another {name} than is given now (SHA-256 {digest[:12]}…, "
-                f"now {here[:12]}…)"
+                f"the run was trained with another {name} than is given now "
+                f"(SHA-256 {digest[:12]}…, now {here[:12]}…)"
             )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from resrepro import extension
 from resrepro.configuration import schema
+from resrepro.errors import ResreproError
 from resrepro.networks.blocks import PlainBlock, conv3x3
 from resrepro.networks.recomputation import recomputed
 
@@ -94,8 +95,11 @@ class CifarNet(nn.Module):
         """The modules whose outputs are the 3x3 layers' responses (figure 7), in layer order.
 
         Raises:
-            AttributeError: the blocks do not tell theirs.
+            ResreproError: the blocks do not tell theirs.
         """
+        for block in self.blocks():
+            if not hasattr(block, "responses"):
+                raise ResreproError(f"{type(block).__name__} has no responses() to tell them")
         inside = [response for block in self.blocks() for response in block.responses()]
         return [self.bn, *inside]
 

@@ -1,0 +1,96 @@
+"""What the documents and examples show works as it stands there, but for shorter training."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from documents import ROOT, blocks, commands, first_line
+
+import resrepro
+
+Run = Callable[..., Any]
+SHORT = ("recipe.iterations=3", "device=cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Looks like a clone, as far as the documents need it, with outputs of its own."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("examples", "conf", "docs"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def shortened(words: list[str]) -> list[str]:
+    """A document's command without `resrepro`, and its training cut short."""
+    assert words[0] == "resrepro"
+    trains = words[1] in ("train", "reproduce")
+    return [*words[1:], *(SHORT if trains else ())]
+
+
+def test_the_commands_of_extending(resrepro_in: Run, folder: Path) -> None:
+    shown = commands("docs/extending.md")
+    assert len(shown) >= 5
+    for words in shown:
+        done = resrepro_in(folder, *shortened(words))
+        assert done.status == 0, f"{' '.join(words)}: {done.stderr}"
+    figures = {file.name for file in (folder / "outputs/digits/figures").glob("*.png")}
+    assert {"figure1.png", "figure6.png"} <= figures
+    assert "gated-56" in (folder / "outputs/digits/tables/table6.md").read_text()
+
+
+@pytest.mark.parametrize("example", ["gated.py", "preactivation.py", "own_data.py"])
+def test_an_example_is_shown_by_its_first_line(example: str) -> None:
+    """`test_the_commands_of_extending` runs two of these; the third differs in the file alone."""
+    words = first_line(example)
+    assert words[:2] in (["resrepro", "reproduce"], ["resrepro", "train"])
+    assert f"examples/{example}" in words
+    lines = (ROOT / "examples" / example).read_text().splitlines()
+    assert 20 <= len(lines) <= 40
+
+
+def test_the_first_line_of_preactivation(resrepro_in: Run, tmp_path: Path) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    done = resrepro_in(tmp_path, *shortened(first_line("preactivation.py")), "depth=8,14")
+    assert (done.status, done.stderr) == (0, "")
+
+
+def test_the_programs_of_python(
+    folder: Path, resrepro_in: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pandas")
+    words = ("train", "model=plain", "data=digits", "recipe=digits", "depth=56", *SHORT)
+    assert resrepro_in(folder, *words).status == 0
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    for block in blocks("docs/python.md", "python"):
+        exec(block.replace('"seed=5"', '"seed=5", "recipe.iterations=3"'), names)
+    assert names["run"].summary["status"] == "complete"
+    assert len(names["finals"]) >= 1
+    assert resrepro.open("outputs/digits")["residual-20-s5"].curve["iteration"][-1] == 3
+
+
+def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(ROOT / "examples/notebook.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in cells), "outputs are cleared"
+    install, settings = cells[:2]
+    assert "%pip install" in install.source
+    install.source = "%matplotlib inline"
+    assert "ITERATIONS = 300" in settings.source
+    settings.source = settings.source.replace("ITERATIONS = 300", "ITERATIONS = 3")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    )
+    client.execute()
+    figure, table = cells[3].outputs, cells[4].outputs
+    assert "image/png" in figure[0]["data"]
+    assert "residual" in json.dumps(table)
+    assert (tmp_path / "outputs/digits/report.html").exists()
