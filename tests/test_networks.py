@@ -245,3 +245,23 @@ def test_any_width_channels_classes_and_image_size_go_through(
     assert logits.isfinite().all()
     assert network.conv.out_channels == width
     assert network.fc.in_features == 4 * width
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("channels", "filters", "stride"), [(16, 32, 2), (16, 16, 1)])
+def test_a_block_with_option_b_is_torchvisions(
+    training: bool, channels: int, filters: int, stride: int
+) -> None:
+    resnet = pytest.importorskip("torchvision.models.resnet")
+    ours = ResidualBlock(channels, filters, stride, "B")
+    changes = channels != filters
+    downsample = (
+        nn.Sequential(resnet.conv1x1(channels, filters, stride), nn.BatchNorm2d(filters))
+        if changes
+        else None
+    )
+    theirs = resnet.BasicBlock(channels, filters, stride, downsample)
+    names = {name: name.replace("shortcut", "downsample") for name in ours.state_dict()}
+    theirs.load_state_dict({names[name]: value for name, value in ours.state_dict().items()})
+    x = torch.randn(4, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(ours.train(training)(x), theirs.train(training)(x))

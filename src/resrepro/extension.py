@@ -24,10 +24,8 @@ from resrepro.errors import ConfigError
 T = TypeVar("T", bound=Callable[..., Any])
 VARIABLE = "RESREPRO_EXTENSIONS"  # several are joined as in PATH
 WORD = re.compile(r"[a-z][a-z0-9_]*")
-OWN_FAMILIES, OWN_DATASETS = (
-    ("plain", "residual"),
-    ("cifar10", "cifar100", "digits", "image_folder"),
-)
+OWN_FAMILIES = ("plain", "residual")
+OWN_DATASETS = ("cifar10", "cifar100", "digits", "image_folder", "torchvision")
 
 
 @dataclass(frozen=True)

@@ -385,3 +385,21 @@ def test_an_operation_elsewhere_would_be_seen() -> None:
     with Elsewhere(torch.device("meta")) as elsewhere:
         torch.arange(3) + torch.ones(3)
     assert "aten.add.Tensor" in elsewhere.found
+
+
+def test_crops_and_mirror_images_are_torchvisions() -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randn(64, 3, 12, 12, generator=draws)
+    top, left, flip = (torch.from_numpy(part) for part in augmentation(0, 7, 64, 4, flip=True))
+    ours = crop_and_flip(images, top, left, flip, 4)
+    for i, image in enumerate(images):
+        original = functional.hflip(image) if flip[i] else image
+        padded = functional.pad(original, [4])
+        theirs = functional.crop(padded, int(top[i]), int(left[i]), 12, 12)
+        assert torch.equal(ours[i], theirs)
+    # RandomCrop(padding=4) draws from as many places.
+    drawn = {transforms.RandomCrop.get_params(padded, (12, 12))[0] for _ in range(400)}
+    many = augmentation(0, 0, 4000, 4, flip=True)[0]
+    assert drawn == set(many.tolist()) == set(range(9))

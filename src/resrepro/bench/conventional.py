@@ -1,45 +1,70 @@
 """A training loop as most reproductions write it: what `resrepro bench` compares with.
 
-Worker processes decode nothing but crop and flip each image by PIL, the net is in PyTorch's own
-memory layout, and loss and error are fetched in every iteration.
+Worker processes crop and flip each image by torchvision's transforms, the net is in PyTorch's own
+memory layout, the arithmetic is PyTorch's own default, and loss and error are fetched in every
+iteration.
 """
 
-import random
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from resrepro.data.torchvision import import_torchvision
+
 PADDING = 4
+WORKERS = min(8, os.cpu_count() or 1)  # more are rarely asked for
+
+
+def transforms(side: int) -> Any:
+    """Crop, mirror image, tensor, normalised: from a square PIL image to float32 (3, H, W)."""
+    import_torchvision()  # says what is wrong where it cannot be imported
+    from torchvision import transforms as T
+
+    return T.Compose(
+        [
+            T.RandomCrop(side, PADDING),
+            T.RandomHorizontalFlip(),
+            T.ToTensor(),
+            T.Normalize([0.5] * 3, [0.25] * 3),
+        ]
+    )
 
 
 class PilImages(TorchDataset[tuple[Tensor, int]]):
-    """Images with the transforms that go by the names RandomCrop, Flip, ToTensor and Normalize."""
+    """Images with transforms, as torchvision.datasets gives them."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Images uint8 (N, 3, H, W), labels (N,)."""
+        """Images uint8 (N, 3, H, H), labels (N,)."""
         self.images = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
         self.labels = labels
-        self.mean = torch.full((3, 1, 1), 0.5)
-        self.deviation = torch.full((3, 1, 1), 0.25)
+        self.transform = transforms(images.shape[-1])
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = Image.fromarray(self.images[index])
-        width, height = image.size
-        padded = ImageOps.expand(image, PADDING)
-        left, top = random.randint(0, 2 * PADDING), random.randint(0, 2 * PADDING)  # noqa: S311
-        image = padded.crop((left, top, left + width, top + height))
-        if random.random() < 0.5:  # noqa: S311
-            image = ImageOps.mirror(image)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
-        return pixels.sub(self.mean).div(self.deviation), int(self.labels[index])
+        return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
+
+
+@contextmanager
+def default_arithmetic() -> Iterator[None]:
+    """PyTorch's own: TF32 in cuDNN's convolutions alone, and no search for the fastest kernels."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, matmul.allow_tf32)
+    cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = True, False, False
+    matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, matmul.allow_tf32 = before
 
 
 class Conventional:
@@ -61,7 +86,7 @@ class Conventional:
         labels: np.ndarray,
         batch_size: int,
         device: torch.device,
-        workers: int = 2,
+        workers: int = WORKERS,
     ) -> None:
         self.network, self.device = network.to(device), device
         self.loader = DataLoader(
@@ -86,12 +111,13 @@ class Conventional:
 
     def iterate(self) -> None:
         """Trains on the next batch."""
-        images, labels = next(self.batches)
-        images, labels = images.to(self.device), labels.to(self.device)
-        output = self.network(images)
-        loss = self.criterion(output, labels)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.loss += loss.item()
-        self.correct += (output.argmax(1) == labels).sum().item()
+        with default_arithmetic():
+            images, labels = next(self.batches)
+            images, labels = images.to(self.device), labels.to(self.device)
+            output = self.network(images)
+            loss = self.criterion(output, labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.loss += loss.item()
+            self.correct += (output.argmax(1) == labels).sum().item()

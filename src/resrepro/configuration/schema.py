@@ -36,7 +36,10 @@ class Data:
     split: str = "test"
     mean: str = "pixel"
     image_size: int | None = None
+    dataset: str | None = None
+    variant: str | None = None
     root: str | None = None
+    download: bool | None = None
     cache: str | None = None
     archive: str | None = None
     url: Any = None  # one mirror, or several
@@ -144,6 +147,7 @@ WHEREABOUTS = frozenset(
         "activation_checkpointing",
         "recipe.name",
         "data.root",
+        "data.download",
         "data.cache",
         "data.archive",
         "data.url",

@@ -89,6 +89,10 @@ def load(data: schema.Data) -> Dataset:
         from resrepro.data.image_folder import load_image_folder
 
         dataset = load_image_folder(data)
+    elif data.name == "torchvision":
+        from resrepro.data.torchvision import load_torchvision
+
+        dataset = load_torchvision(data)
     else:
         from resrepro.data.cifar import load_cifar
 

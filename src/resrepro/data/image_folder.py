@@ -9,12 +9,10 @@ from PIL import Image
 from resrepro import interruption
 from resrepro.configuration import schema
 from resrepro.data import Dataset
-from resrepro.data.pixels import squared
+from resrepro.data.pixels import SMALLEST, squared
 from resrepro.data.prepared import Arrays, load_or_prepare
 from resrepro.errors import ResreproError
 from resrepro.progress import bar
-
-SMALLEST = 8  # pixels a side: the net halves the map twice
 
 
 def load_image_folder(data: schema.Data) -> Dataset:

@@ -3,6 +3,8 @@
 import numpy as np
 from PIL import Image
 
+SMALLEST = 8  # pixels a side: the net halves the map twice
+
 
 def squared(image: Image.Image, size: int) -> Image.Image:
     """An image's largest central square, area-averaged to size x size pixels."""
