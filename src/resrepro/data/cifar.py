@@ -2,9 +2,11 @@
 
 The binary version is what is fetched: plain records, no pickle. The Python version, which many
 have lying about, is read too, from an archive or folder whose digests are the official ones, by
-an unpickler that can build nothing but arrays. (torchvision.datasets reads the Python version alone,
-unpacked to disk, and has one host for it; here that would save about 130 lines of 290 and cost two of
-three mirrors, which keep the binary version, and reading without a pickle.)
+an unpickler that can build nothing but arrays.
+
+torchvision.datasets.CIFAR10 stays out: it reads the Python version alone, unpacked to disk, from
+one host. With it two of three mirrors would go, which have the binary version, and so would
+reading without a pickle.
 """
 
 import hashlib
