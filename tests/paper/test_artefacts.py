@@ -105,7 +105,7 @@ def test_only_what_is_asked_for_is_made(tmp_path: Path) -> None:
     folder = tmp_path / EXPERIMENT
     before = set(folder.iterdir())
     lines = make(tmp_path, "figure1")
-    assert lines == [str(folder / "figures/figure1.png")]
+    assert lines == [f"{folder / 'figures/figure1.png'} (SVG and PDF beside it)"]
     assert set(folder.iterdir()) - before == {folder / "figures"}
     make(tmp_path, "table6", "claims")
     made = {file.name for file in set(folder.iterdir()) - before}

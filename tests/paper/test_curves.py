@@ -62,12 +62,15 @@ def test_seeds_are_compared_where_all_have_been_evaluated(
     quick: Quick, made_up_run: Make, rows: Rows, groups: Callable[[], list[Group]]
 ) -> None:
     made_up_run(quick(), rows(test=4.0))
-    made_up_run(quick("seed=1"), rows(test=9.0)[:3], "interrupted")
+    made_up_run(quick("seed=1"), rows(test=9.0)[2:])
+    made_up_run(quick("seed=2"), rows(test=9.0)[:1], "interrupted")
     (group,) = groups()
     (net,) = group.nets
-    assert net.iterations().tolist() == [1, 2, 3]
-    assert net.curve("test_error").tolist() == [[12.0, 10.0, 8.0], [17.0, 15.0, 13.0]]
-    assert [run.config.seed for run in net.complete] == [0]
+    assert net.iterations().tolist() == [3, 4, 5]
+    assert net.curve("test_error").tolist() == [[8.0, 6.0, 4.0], [13.0, 11.0, 9.0]]
+    assert [run.config.seed for run in net.complete] == [0, 1]
+    assert [run.config.seed for run in net.running] == [2]
+    assert (net.last("test_error"), net.done) == (6.5, 5)
 
 
 @pytest.mark.parametrize("status", ["interrupted", "failed", "diverged", "running"])
@@ -211,10 +214,10 @@ def test_a_caption_says_data_recipe_seeds_and_final(
     quick: Quick, made_up_run: Make, rows: Rows, groups: Callable[[], list[Group]]
 ) -> None:
     made_up_run(quick("recipe.iterations=300"), rows(last=300))
-    assert groups()[0].caption == (
+    assert groups()[0].caption() == (
         "scikit-learn's digits; the paper's recipe but 300 iterations for 64,000, learning rate "
-        "0.02 for 0.1, padding 1 for 4, no mirror images; n = 1 a net; final errors"
+        "0.02 for 0.1, padding 1 for 4, no mirror images; n = 1 seed a net; final errors"
     )
     made_up_run(quick("recipe.iterations=300", "seed=1"), rows(last=300))
     made_up_run(quick("recipe.iterations=300", "depth=14"), rows(last=300))
-    assert "n = 1 to 2 a net" in groups()[0].caption
+    assert "n = 1 to 2 seeds a net" in groups()[0].caption()

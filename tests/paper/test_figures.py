@@ -6,10 +6,11 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
@@ -19,12 +20,17 @@ from resrepro.errors import ConfigError
 from resrepro.paper.curves import Group, collect
 from resrepro.paper.figures import (
     FIGURES,
+    Drawing,
+    caption_of,
     check_names,
     colours,
+    error_vs_depth,
     figure1,
     figure6,
     figure7,
     plot_figures,
+    spaced,
+    together,
 )
 from resrepro.runs.run_directory import Row, RunDirectory
 from resrepro.studies.constructed import constructed_from
@@ -70,14 +76,15 @@ def study(write: Callable[..., RunDirectory], group: Callable[[], Group]) -> Gro
     return group()
 
 
-def panels(figure: Figure | None) -> list[Axes]:
-    assert figure is not None
-    return list(figure.axes)
+def panels(drawing: Drawing | None) -> list[Axes]:
+    assert drawing is not None
+    return list(together(drawing, "caption").axes)
 
 
 def curves(axis: Axes) -> list[Line2D]:
-    """The lines of an axis that are curves, not marks."""
-    return [line for line in axis.lines if len(np.asarray(line.get_xdata())) > 1]
+    """The lines of an axis that are curves: not marks, nor what leads to names."""
+    several = [line for line in axis.lines if len(np.asarray(line.get_xdata())) > 1]
+    return [line for line in several if line.get_clip_on()]
 
 
 def points(line: Line2D) -> list[tuple[float, float]]:
@@ -95,9 +102,17 @@ def labels(axis: Axes) -> dict[str, Annotation]:
     return {text.get_text(): text for text in axis.texts if isinstance(text, Annotation)}
 
 
-def text_below(figure: Figure | None) -> str:
-    assert figure is not None
-    return " ".join(figure.get_supxlabel().split())
+def swatch(axis: Axes, name: str) -> Any:
+    """The colour beside a name."""
+    height = labels(axis)[name].xy[1]
+    beside = [line for line in axis.lines if line.get_linewidth() == 3 and not line.get_clip_on()]
+    (found,) = [line for line in beside if line.get_ydata()[0] == height]
+    return found.get_color()
+
+
+def text_below(drawing: Drawing | None, group: Group) -> str:
+    assert drawing is not None
+    return " ".join(together(drawing, caption_of(drawing, group)).get_supxlabel().split())
 
 
 # Figure 6
@@ -131,14 +146,11 @@ def test_a_depth_has_one_colour_in_both_panels_and_every_net_its_name(study: Gro
     left, right = (labels(axis) for axis in panels(figure6(study)))
     assert list(left) == ["plain-8", "plain-14", "plain-20"]
     assert list(right) == ["ResNet-8", "ResNet-14", "ResNet-20"]
+    both = panels(figure6(study))
     for depth in (8, 14, 20):
-        assert left[f"plain-{depth}"].get_color() == right[f"ResNet-{depth}"].get_color()
-        lines = [
-            line
-            for axis in panels(figure6(study))
-            for line in curves(axis)
-            if line.get_color() == left[f"plain-{depth}"].get_color()
-        ]
+        shade = swatch(both[0], f"plain-{depth}")
+        assert shade == swatch(both[1], f"ResNet-{depth}")
+        lines = [line for axis in both for line in curves(axis) if line.get_color() == shade]
         assert len(lines) == 4
 
 
@@ -150,7 +162,21 @@ def test_names_at_the_ends_do_not_cover_one_another(
     (axis,) = panels(figure6(group()))
     heights = [text.xy[1] for text in labels(axis).values()]
     assert heights == sorted(heights)
-    assert min(np.diff(heights)) >= 1.0
+    assert min(np.diff(heights)) >= 0.06  # of the axis
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_names_move_as_little_as_they_must(levels: list[float]) -> None:
+    gap = 0.06
+    placed = np.array(spaced(levels, gap))
+    order = np.argsort(levels, kind="stable")
+    assert (np.diff(placed[order]) >= gap - 1e-9).all()
+    assert placed.min() >= -1e-9
+    assert placed.max() <= 1 + 1e-9
+    if (np.diff(np.array(levels)[order]) >= gap).all():
+        np.testing.assert_allclose(placed, levels, atol=1e-9)
+    if len(levels) == 2 and gap < min(levels) and max(levels) < 1 - gap:
+        assert placed.sum() == pytest.approx(sum(levels))  # both move, and by the same
 
 
 def test_colours_differ_in_grey_print(
@@ -176,11 +202,27 @@ def test_the_error_axis_is_the_papers_unless_the_final_errors_are_larger(
     write: Callable[..., RunDirectory],
     group: Callable[[], Group],
 ) -> None:
-    write("plain", 8, errors[0])
-    write("plain", 14, errors[1])
-    write("residual", 8, errors[0])
+    here = ("data=cifar10", "experiment=digits")
+    write("plain", 8, errors[0], *here)
+    write("plain", 14, errors[1], *here)
+    write("residual", 8, errors[0], *here)
     for draw in (figure6, figure1):
         assert {axis.get_ylim() for axis in panels(draw(group()))} == {(0, top)}
+
+
+def test_on_digits_the_axis_shows_all_there_can_be(study: Group) -> None:
+    assert {axis.get_ylim() for axis in panels(figure6(study))} == {(0, 100)}
+
+
+def test_a_very_deep_net_does_not_squeeze_the_others(
+    write: Callable[..., RunDirectory], group: Callable[[], Group]
+) -> None:
+    for depth, error in ((20, 8.0), (56, 13.0), (110, 61.0)):
+        write("plain", depth, error, "data=cifar10", "experiment=digits")
+    (axis,) = panels(figure6(group()))
+    assert axis.get_ylim() == (0, 20)
+    assert list(axis.get_yticks()) == [0, 5, 10, 20]
+    assert list(labels(axis)) == ["plain-20", "plain-56", "plain-110: 63%, off the axis"]
 
 
 @pytest.mark.parametrize(
@@ -226,14 +268,15 @@ def test_several_seeds_are_a_mean_and_a_band_of_their_deviation(
     for x, bottom, top in zip((1, 2, 3, 4, 5), low, high, strict=True):
         heights = outline[outline[:, 0] == x, 1]
         np.testing.assert_allclose((heights.min(), heights.max()), (bottom, top))
-    assert "bands: mean ± deviation over seeds" in text_below(figure)
-    assert "n = 1 to 3 a net" in text_below(figure)
+    assert "bands: mean ± deviation over seeds" in text_below(figure, group())
+    assert "n = 1 to 3 seeds a net" in text_below(figure, group())
+    assert "final errors" not in text_below(figure, group())
 
 
 def test_one_seed_has_no_band(study: Group) -> None:
     figure = figure6(study)
     assert not any(axis.collections for axis in panels(figure))
-    assert "bands" not in text_below(figure)
+    assert "bands" not in text_below(figure, study)
 
 
 def test_one_family_is_one_panel(
@@ -261,6 +304,23 @@ def test_a_partial_run_is_drawn_as_far_as_it_has_come(
     (axis,) = panels(figure6(group()))
     assert sorted(len(points(line)) for line in curves(axis)) == [2, 2, 5, 5]
     assert axis.get_xlim() == (0, 5)
+    at = labels(axis)["plain-14"].xy
+    assert at[0] == 2  # named where it ends
+
+
+def test_a_seed_that_has_only_begun_does_not_cut_its_nets_curve(
+    write: Callable[..., RunDirectory], group: Callable[[], Group]
+) -> None:
+    for seed in (0, 1):
+        write("plain", 8, 5.0, f"seed={seed}")
+    write("plain", 8, 40.0, "seed=2", rows=1, status="interrupted")
+    figure = figure6(group())
+    (axis,) = panels(figure)
+    means = [line for line in curves(axis) if line.get_linewidth() > 0.8]
+    assert [len(points(line)) for line in means] == [5, 5]
+    assert "n = 2 seeds a net" in text_below(figure, group())
+    assert "thin: seeds that are still running" in text_below(figure, group())
+    assert list(labels(axis)) == ["plain-8"]
 
 
 def test_seeds_that_were_never_evaluated_together_do_not_stop_the_figure(
@@ -295,7 +355,7 @@ def test_a_star_is_the_constructed_solution(
     train, test = panels(figure1(group()))
     assert [y for _, y in marks(train, "*")] == [4.5]
     assert [y for _, y in marks(test, "*")] == [7.25]
-    assert "constructed from plain-8" in text_below(figure6(group()))
+    assert "of 14 layers made from plain-8" in text_below(figure6(group()), group())
 
 
 @pytest.mark.parametrize(
@@ -318,7 +378,7 @@ def test_diamonds_are_the_papers_errors_on_the_papers_images(
     figure = figure6(group())
     (axis,) = panels(figure)
     assert marks(axis, "D") == diamonds
-    assert ("diamonds: the paper" in text_below(figure)) == bool(diamonds)
+    assert ("diamonds: the paper" in text_below(figure, group())) == bool(diamonds)
 
 
 # Figure 1
@@ -351,7 +411,7 @@ def test_figure_1_needs_two_plain_nets(
     write("residual", 8, 5.0)
     assert figure1(group()) is None
     files, missing = plot_figures(group(), tmp_path / "figures", ["figure1", "figure6"])
-    assert [file.name for file in files] == ["figure6.png"]
+    assert [drawn.file.name for drawn in files] == ["figure6.png"]
     assert missing == ["figure1 is not drawn: it needs plain nets of two depths"]
 
 
@@ -378,16 +438,77 @@ def test_figure_7_needs_responses(study: Group) -> None:
     assert figure7(study) is None
 
 
+# Error against depth
+
+
+def test_error_against_depth_is_a_line_a_family_for_each_error(
+    write: Callable[..., RunDirectory], group: Callable[[], Group]
+) -> None:
+    for model, finals in FINAL.items():
+        for depth, error in finals.items():
+            write(model, depth, error, clean_train_error=error / 2)
+    (axis,) = panels(error_vs_depth(group()))
+    drawn = {(line.get_color(), line.is_dashed()): points(line) for line in curves(axis)}
+    assert len(drawn) == 4
+    for model, finals in FINAL.items():
+        colour = swatch(axis, "ResNet" if model == "residual" else model)
+        clean = [(depth, error / 2) for depth, error in finals.items()]
+        tests = [(depth, error + 2) for depth, error in finals.items()]
+        np.testing.assert_allclose(drawn[colour, True], clean)
+        np.testing.assert_allclose(drawn[colour, False], tests)
+    assert axis.get_yscale() == "log"
+    assert list(axis.get_xticks()) == [8, 14, 20]
+    text = text_below(error_vs_depth(group()), group())
+    assert "final errors" in text
+    assert "on the training images as they are" in text
+
+
+def test_seeds_are_ticks_and_the_constructed_solution_is_flat(
+    write: Callable[..., RunDirectory], group: Callable[[], Group], made_up_run: Make
+) -> None:
+    source = write("plain", 8, 5.0)
+    (source.path / "checkpoint.pt").write_bytes(b"weights")
+    write("plain", 8, 6.0, "seed=1")
+    write("plain", 14, 11.0)
+    made_up_run(constructed_from(source, 14), [Row(0, 0.0, 0.02, 0.1, 4.5, 0.2, 7.0, 0.5)])
+    (axis,) = panels(error_vs_depth(group()))
+    seeds = [c for c in axis.collections if isinstance(c, LineCollection)]
+    assert sorted(float(s[0, 1]) for c in seeds for s in c.get_segments()) == [5, 6, 7, 8]
+    assert marks(axis, "*") == [(14, 7.0)]
+    (flat,) = [line for line in curves(axis) if line.get_linestyle() == ":"]
+    assert points(flat) == [(8, 7.0), (14, 7.0)]
+    assert "plain-8 extended by identity layers" in text_below(error_vs_depth(group()), group())
+
+
+def test_an_error_of_none_is_drawn_where_there_is_a_logarithm(
+    write: Callable[..., RunDirectory], group: Callable[[], Group]
+) -> None:
+    write("plain", 8, 5.0, clean_train_error=0.0)
+    write("plain", 14, 6.0)
+    (axis,) = panels(error_vs_depth(group()))
+    assert min(y for line in curves(axis) for _, y in points(line)) == 0.05
+    assert "errors below 0.05% are drawn there" in text_below(error_vs_depth(group()), group())
+
+
+def test_error_against_depth_needs_two_depths(
+    write: Callable[..., RunDirectory], group: Callable[[], Group]
+) -> None:
+    write("plain", 8, 5.0)
+    write("plain", 14, 5.0, status="interrupted")
+    assert error_vs_depth(group()) is None
+
+
 # Files
 
 
 def test_files_are_written_in_three_formats_and_are_the_same_every_time(
     study: Group, tmp_path: Path
 ) -> None:
-    names = list(FIGURES)[:2]
+    names = list(FIGURES)[:3]
     for folder in ("one", "two"):
         files, missing = plot_figures(study, tmp_path / folder, names)
-        assert [file.name for file in files] == ["figure1.png", "figure6.png"]
+        assert [drawn.file.name for drawn in files] == [f"{name}.png" for name in names]
+        assert [len(drawn.panels) for drawn in files] == [1, 2, 2]
         assert missing == []
     for name in names:
         for form, magic in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
@@ -407,13 +528,15 @@ def test_each_tag_has_figures_of_its_own(
     drawn = []
     for group in collect(str(tmp_path / "outputs"), "digits"):
         files, _ = plot_figures(group, tmp_path / "figures", ["figure6"])
-        drawn += [file.name for file in files]
+        drawn += [figure.file.name for figure in files]
         (axis,) = panels(figure6(group))
         assert len(curves(axis)) == 2
     assert drawn == ["figure6.png", "figure6-slow.png"]
 
 
 def test_a_name_that_is_no_figure_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"figure=figure2: .*figure1, figure6, figure7"):
+    with pytest.raises(
+        ConfigError, match=r"figure=figure2: .*error-vs-depth, figure1, figure6, figure7"
+    ):
         check_names(["figure6", "figure2"])
     check_names(["figure1", "figure6", "figure7"])

@@ -35,7 +35,7 @@ def make_artefacts(outputs: str, experiment: str, artefacts: list[str]) -> Itera
     for group in groups:
         drawn, not_drawn = plot_figures(group, folder / "figures", figures)
         missing = [*group.missing, *not_drawn, *unmeasured.get(group.tag, [])]
-        files += map(str, drawn)
+        files += [f"{figure.file} (SVG and PDF beside it)" for figure in drawn]
         if "table6" in wanted:
             yield f"final errors, {group.title}:\n\n{final_errors(group)}\n"
             files.append(str(write_table(group, folder / "tables")))

@@ -287,7 +287,7 @@ def _markdown(group: Group, verdicts: list[Verdict]) -> str:
     lines = [
         f"# Verdicts on the paper's claims: {group.title}",
         "",
-        f"{group.caption}.",
+        f"{group.caption()}.",
         "",
         ", ".join(f"{count} {word}" for word, count in counts.items()) + ". How they are judged: "
         "docs/fidelity.md. Differences are of final errors; the interval is each claim's own, the "

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from resrepro.errors import ResreproError
 from resrepro.runs.run_directory import Row, RunDirectory, find_experiments, find_runs
 
 PAPER_WIDTH = 16
+FAMILY_ORDER = ("plain", "residual")
+FOLDERS = {"cifar10-jpeg": "CIFAR-10 (JPEG)"}  # what the folders of docs/results hold
 # In these the runs of a figure may differ. Nets trained on from a constructed solution begin with
 # the weights of their own seed's net.
 FREE = (
@@ -89,8 +90,13 @@ class Run:
 
 
 def net_name(model: str, depth: int) -> str:
-    """As the paper writes it: plain-20, ResNet-20."""
-    return f"{'ResNet' if model == 'residual' else 'plain'}-{depth}"
+    """As the paper writes it: plain-20, ResNet-20; another family by its own name."""
+    return f"{'ResNet' if model == 'residual' else model}-{depth}"
+
+
+def family_title(model: str) -> str:
+    """A family's nets: plain nets, residual nets."""
+    return f"{model} nets"
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ class Net:
     """A net's runs, which differ only in their seeds.
 
     Attributes:
-        model: plain or residual.
+        model: the family's name: plain, residual, …
         depth: weighted layers.
         runs: those that have been evaluated at least once.
     """
@@ -109,7 +115,7 @@ class Net:
 
     @property
     def name(self) -> str:
-        """As the paper writes it: plain-20, ResNet-20."""
+        """As the paper writes it: plain-20, ResNet-20; another family by its own name."""
         return net_name(self.model, self.depth)
 
     @property
@@ -117,17 +123,40 @@ class Net:
         """The runs that were trained to their end: only these count in tables and verdicts."""
         return [run for run in self.runs if run.complete]
 
+    @property
+    def running(self) -> list[Run]:
+        """The runs that were not."""
+        return [run for run in self.runs if not run.complete]
+
     def iterations(self) -> np.ndarray:
-        """The iterations (K,) at which every seed has been evaluated."""
-        common = set.intersection(*({row.iteration for row in run.rows} for run in self.runs))
-        return np.array(sorted(common))
+        """The iterations (K,) at which every complete seed has been evaluated."""
+        each = [{row.iteration for row in run.rows} for run in self.complete]
+        return np.array(sorted(set.intersection(*each))) if each else np.array([])
 
     def curve(self, column: str) -> np.ndarray:
-        """A column of metrics.csv at `iterations()`, (seeds, K)."""
+        """A column of metrics.csv at `iterations()`, (complete seeds, K)."""
         at = set(self.iterations().tolist())
         return np.array(
-            [[getattr(row, column) for row in run.rows if row.iteration in at] for run in self.runs]
+            [
+                [getattr(row, column) for row in run.rows if row.iteration in at]
+                for run in self.complete
+            ]
         )
+
+    def last(self, column: str) -> float:
+        """A column's last value: the mean of complete seeds, else that of the longest run."""
+        if self.complete:
+            return float(self.curve(column)[:, -1].mean())
+        return float(getattr(self._longest.rows[-1], column))
+
+    @property
+    def done(self) -> int:
+        """The iteration up to which the net is shown."""
+        return int(self.iterations()[-1]) if self.complete else self._longest.rows[-1].iteration
+
+    @property
+    def _longest(self) -> Run:
+        return max(self.runs, key=lambda run: run.rows[-1].iteration)
 
 
 @dataclass(frozen=True)
@@ -137,7 +166,7 @@ class Group:
     Attributes:
         experiment: its name.
         tag: of all its runs, or None.
-        nets: those trained from scratch, plain ones first, then by depth.
+        nets: those trained from scratch, plain ones first, then residual ones, then by depth.
         constructed: the constructed solutions, complete and not trained on.
         missing: what could not be shown in full, as texts.
     """
@@ -163,13 +192,23 @@ class Group:
         """Of the data set."""
         return int(self.nets[0].runs[0].summary["classes"])
 
-    @cached_property
-    def caption(self) -> str:
-        """Data set, recipe and how it differs from the paper's, seeds, final or best."""
-        counts = sorted({len(net.runs) for net in self.nets})
+    @property
+    def families(self) -> list[str]:
+        """The families there are nets of: plain, residual, then others."""
+        return list(dict.fromkeys(net.model for net in self.nets))
+
+    def caption(self, nets: list[Net] | None = None, finals: bool = True) -> str:
+        """Data set, recipe and how it differs from the paper's, and seeds.
+
+        Args:
+            nets: that are shown; None for all.
+            finals: whether final errors are shown, and are to be called so.
+        """
+        counts = sorted({len(net.complete) for net in nets or self.nets})
         seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
         texts = [data_text(self.config), recipe_text(self.config), *self._other_nets()]
-        return "; ".join([*texts, f"n = {seeds} a net", "final errors"])
+        texts.append(f"n = {seeds} {'seed' if counts[-1] == 1 else 'seeds'} a net")
+        return "; ".join([*texts, *(["final errors"] if finals else [])])
 
     def _other_nets(self) -> list[str]:
         """How the nets differ from the paper's."""
@@ -195,7 +234,13 @@ def data_text(config: Config) -> str:
     """The data set in words."""
     names = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "scikit-learn's digits"}
     data = config.data
-    name = names.get(data.name) or f"images of {Path(str(data.root)).name}"
+    if data.name == "torchvision":
+        name = " ".join(filter(None, (data.dataset, data.variant)))
+    elif data.name == "image_folder":
+        folder = Path(str(data.root)).name
+        name = FOLDERS.get(folder) or f"images of {folder}"
+    else:
+        name = names.get(data.name) or data.name
     size = f" at {data.image_size}x{data.image_size} pixels" if data.image_size else ""
     split = ", a tenth of the training set held out for testing" if data.split != "test" else ""
     return f"{name}{size}{split}"
@@ -274,8 +319,8 @@ def _group(experiment: str, tag: str, runs: list[Run], missing: list[str]) -> Gr
     nets: dict[tuple[str, int], list[Run]] = {}
     for run in sorted(trained, key=lambda run: run.config.seed):
         nets.setdefault((run.config.model.name, run.config.depth), []).append(run)
-    made = [Net(model, depth, nets[model, depth]) for model, depth in sorted(nets)]
-    apart = [net for net in made if not len(net.iterations())]
+    made = [Net(model, depth, nets[model, depth]) for model, depth in sorted(nets, key=_place)]
+    apart = [net for net in made if net.complete and not len(net.iterations())]
     missing = missing + [f"{net.name}: its seeds share no evaluated iteration" for net in apart]
     return Group(
         experiment,
@@ -284,6 +329,13 @@ def _group(experiment: str, tag: str, runs: list[Run], missing: list[str]) -> Gr
         [run for run in runs if run not in trained and run.complete],
         missing,
     )
+
+
+def _place(net: tuple[str, int]) -> tuple[int, str, int]:
+    """Plain nets first, then residual ones, then other families; each by depth."""
+    model, depth = net
+    order = FAMILY_ORDER.index(model) if model in FAMILY_ORDER else len(FAMILY_ORDER)
+    return order, model, depth
 
 
 def _check_comparable(runs: list[Run]) -> None:

@@ -19,7 +19,7 @@ from resrepro.files import write_atomically
 from resrepro.paper import table
 from resrepro.paper.claims import WORDS, row
 from resrepro.paper.curves import Group, Run
-from resrepro.paper.figures import DESCRIPTIONS
+from resrepro.paper.figures import DESCRIPTIONS, Drawn
 from resrepro.paper.verdicts import Verdict
 from resrepro.progress import duration
 
@@ -30,13 +30,13 @@ class Part:
 
     Attributes:
         group: the runs.
-        figures: the PNG files, an SVG beside each.
+        figures: that were drawn.
         verdicts: on the paper's claims.
         missing: what could not be shown, as texts.
     """
 
     group: Group
-    figures: list[Path]
+    figures: list[Drawn]
     verdicts: list[Verdict]
     missing: list[str]
 
@@ -65,11 +65,11 @@ def _shown(part: Part) -> dict[str, Any]:
     group = part.group
     return {
         "title": group.title,
-        "caption": group.caption,
+        "caption": group.caption(),
         "missing": part.missing,
         "counts": {word: sum(v.verdict == word for v in part.verdicts) for word in WORDS},
         "verdicts": [{"cells": row(v), "verdict": v} for v in part.verdicts],
-        "figures": [_figure(file, group) for file in part.figures],
+        "figures": [_figure(drawn) for drawn in part.figures],
         "table": table.rows(group),
         "notes": table.notes(group),
         "runs": [_run(run) for net in group.nets for run in net.runs]
@@ -78,34 +78,38 @@ def _shown(part: Part) -> dict[str, Any]:
     }
 
 
-def _figure(file: Path, group: Group) -> dict[str, Any]:
-    name = file.stem.removesuffix(f"-{group.tag}")
-    finals = [
-        f"{net.name}: training {table.mean(r.final_train_error for r in net.complete)}%, "
-        f"test {table.mean(r.final_test_error for r in net.complete)}%"
-        for net in group.nets
-        if net.complete
-    ]
-    alt = DESCRIPTIONS[name]
-    if name != "figure7" and finals:
-        alt += f" Final errors: {'; '.join(finals)}."
+def _figure(drawn: Drawn) -> dict[str, Any]:
+    title = "Error against depth"
+    if drawn.name != "error-vs-depth":
+        title = f"Figure {drawn.name.removeprefix('figure')}"
     return {
-        "title": f"Figure {name.removeprefix('figure')}",
-        "description": DESCRIPTIONS[name],
-        "svg": inline_svg(file.with_suffix(".svg").read_text(), file.stem, alt),
+        "name": drawn.name,
+        "title": title,
+        "description": DESCRIPTIONS[drawn.name],
+        "caption": drawn.caption,
+        "panels": [
+            inline_svg(svg, f"{drawn.file.stem}-{number}", drawn.alt if number == 0 else None)
+            for number, svg in enumerate(drawn.panels)
+        ],
     }
 
 
-def inline_svg(svg: str, prefix: str, alt: str) -> Markup:
-    """An SVG file as part of a page: no prolog, ids of its own, as wide as there is room."""
+def inline_svg(svg: str, prefix: str, alt: str | None) -> Markup:
+    """An SVG file as part of a page: no prolog, ids of its own, as wide as there is room.
+
+    Args:
+        svg: the file's text.
+        prefix: of its ids.
+        alt: what it shows; None where another panel's says it for all.
+    """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", svg)
     head, rest = svg.split(">", 1)
     head = re.sub(r'\s(width|height)="[^"]*"', "", head)
-    label = Markup.escape(alt)
+    said = f'role="img" aria-label="{Markup.escape(alt)}"' if alt else 'aria-hidden="true"'
     # The markup is matplotlib's, drawn from numbers and names checked by the configuration.
-    return Markup(f'{head} role="img" aria-label="{label}">{rest}')  # noqa: S704
+    return Markup(f"{head} {said}>{rest}")  # noqa: S704
 
 
 def _run(run: Run) -> dict[str, Any]:

@@ -88,9 +88,9 @@ def mean(values: Iterable[float]) -> str:
 def notes(group: Group) -> list[str]:
     """What a reader of the table must know."""
     lines = [
-        f"{group.caption}. Mean ± deviation over n seeds. Final: of the last iteration. Best: the "
-        "lowest of all evaluations on the test set, which flatters. Training errors are running "
-        "means over the last augmented batches; of nets made by construction (N from M), over the "
+        f"{group.caption()}. Mean ± deviation over n seeds. Final: of the last iteration. Best: "
+        "the lowest of all evaluations on the test set, which flatters. Training errors are "
+        "running means over the last augmented batches; of nets made by construction (N from M), over the "
         "training images as they are.",
         "Published: He et al. 2015, table 6, plain nets read off figure 6; "
         f"{AMARTYN}; {AKAMASTER}. All of these are on CIFAR-10 with the whole recipe.",

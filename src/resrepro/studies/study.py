@@ -26,7 +26,7 @@ OWN_KEYS = ("study", "jobs", "hydra")
 # What a run imports: PyTorch, what its optimizers bring along, scikit-learn. None of them may
 # touch a GPU when imported: processes could not be forked from there any more.
 PRELOADED = ["resrepro.training.trainer", "torch._dynamo", "resrepro.data.digits"]
-ARTEFACTS = ("figure1", "figure6", "figure7", "table6", "claims", "report")
+ARTEFACTS = ("error-vs-depth", "figure1", "figure6", "figure7", "table6", "claims", "report")
 ORPHAN_SECONDS = 20.0
 
 
