@@ -89,8 +89,8 @@ class Run:
 
 
 def net_name(model: str, depth: int) -> str:
-    """As the paper writes it: plain-20, ResNet-20."""
-    return f"{'ResNet' if model == 'residual' else 'plain'}-{depth}"
+    """As the paper writes it: plain-20, ResNet-20; another family's by its name."""
+    return f"{'ResNet' if model == 'residual' else model}-{depth}"
 
 
 @dataclass(frozen=True)
