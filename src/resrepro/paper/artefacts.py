@@ -1,14 +1,14 @@
 """All that a study is for, made from its run directories, with what is missing named."""
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from resrepro.paper.claims import write_claims
+from resrepro.paper.claims import seeds_text, tally, write_claims
 from resrepro.paper.curves import collect
 from resrepro.paper.figures import FIGURES, plot_figures
 from resrepro.paper.report import Part, write_report
 from resrepro.paper.table import final_errors, write_table
+from resrepro.paper.verdicts import Verdict
 
 EVERYTHING = (*FIGURES, "table6", "claims", "report")
 
@@ -42,13 +42,24 @@ def make_artefacts(outputs: str, experiment: str, artefacts: list[str]) -> Itera
         verdicts = []
         if "claims" in wanted:
             verdicts = write_claims(group, folder)
-            yield from (f"{verdict.verdict:<13}{verdict.claim}" for verdict in verdicts)
-            counts = Counter(verdict.verdict for verdict in verdicts)
-            summary = ", ".join(f"{count} {word}" for word, count in counts.items())
-            files.append(f"{folder / 'claims.md'} ({summary})")
+            yield from _verdict_lines(verdicts)
+            name = f"claims-{group.tag}.md" if group.tag else "claims.md"
+            files.append(f"{folder / name} (primary claims: {tally(verdicts)})")
             yield ""
         yield from (f"missing: {text}" for text in missing)
         parts.append(Part(group, drawn, verdicts, missing))
     yield from files
     if "report" in wanted:
         yield str(write_report(experiment, parts, folder / "report.html"))
+
+
+def _verdict_lines(verdicts: list[Verdict]) -> Iterator[str]:
+    """The verdicts for the terminal, with n; why, where they leave something open."""
+    for is_primary, title in ((True, "primary claims"), (False, "secondary claims")):
+        yield f"{title}:"
+        for verdict in verdicts:
+            if verdict.primary == is_primary:
+                seeds = f", n = {seeds_text(verdict)}" if verdict.n else ""
+                yield f"{verdict.word:<16}{verdict.statement}{seeds}"
+                if verdict.word in ("not decided", "indicated"):
+                    yield f"{'':16}{verdict.reason}"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,43 +10,93 @@ from tabulate import tabulate
 
 from resrepro.files import write_atomically
 from resrepro.paper.curves import Group, Run, net_name
-from resrepro.paper.verdicts import Estimate, Question, Term, Verdict, judge
+from resrepro.paper.verdicts import WORDS, Pool, Question, Sample, Term, Verdict, judge, pool
+from resrepro.runs.run_directory import planned_seeds
 
 MARGIN = 0.5  # points of error
 RESPONSE_MARGIN = 0.05  # of the natural logarithm
-SEED_DEVIATION = 0.6  # points; of one seed's error, assumed where there is only one
-RESPONSE_DEVIATION = 0.1  # the same for the logarithm of responses
+NEAR_GUESSING = 0.9  # of guessing's error, on the training images
 
-TRAIN, TEST, CLEAN = "final_train_error", "final_test_error", "clean_train_error"
-RESPONSE = "mean_log_response"
+TRAIN, TEST, RESPONSE = "clean_train_error", "final_test_error", "mean_log_response"
 
-WORDS = ("supported", "contradicted", "not decided")
-
-# A net's quantity with its sign in a difference: sign, model, depth, quantity.
+NetKey = tuple[str, int]  # family and depth
+# A net's quantity with its sign in a difference: sign, family, depth, quantity.
 Wanted = tuple[int, str, int, str]
 
 
-def estimate(runs: list[Run], quantity: str) -> Estimate:
-    """The mean of a quantity over complete runs, with the spread of one seed."""
-    values = np.array([getattr(run, quantity) for run in runs], float)
-    if len(values) > 1:
-        return Estimate(float(values.mean()), float(values.var(ddof=1)), len(values), False)
-    if quantity == RESPONSE:
-        return Estimate(float(values[0]), RESPONSE_DEVIATION**2, 1, True)
-    p = values[0] / 100
-    sampling = 1e4 * p * (1 - p) / runs[0].images(quantity)
-    return Estimate(float(values[0]), SEED_DEVIATION**2 + sampling, 1, True)
+@dataclass(frozen=True)
+class Numbers:
+    """What claims are made of: the finished runs of a study.
+
+    Attributes:
+        values: by quantity and net the value of each seed.
+        images: that each error was measured on.
+        classes: of the data set.
+        excess: by depths (deep, shallow) the constructed plain nets' clean training error less
+            that of the trained one of the same seed.
+        constructed: by the same their clean training errors.
+    """
+
+    values: dict[str, dict[NetKey, dict[int, float]]]
+    images: dict[str, int]
+    classes: int
+    excess: dict[tuple[int, int], list[float]]
+    constructed: dict[tuple[int, int], list[float]]
+
+    def sample(self, family: str, depth: int, quantity: str) -> Sample | None:
+        """A net's values, if there are any."""
+        values = self.values[quantity].get((family, depth))
+        name = net_name(family, depth)
+        return Sample(name, tuple(values.values()), self.images.get(quantity)) if values else None
+
+
+def numbers(group: Group) -> Numbers:
+    """The numbers of a group's complete runs."""
+    runs = [run for net in group.nets for run in net.complete]
+    values: dict[str, dict[NetKey, dict[int, float]]] = {TRAIN: {}, TEST: {}, RESPONSE: {}}
+    for run in runs:
+        for quantity, nets in values.items():
+            if (value := getattr(run, quantity)) is not None:
+                nets.setdefault(_key(run), {})[run.config.seed] = value
+    images = {quantity: runs[0].images(quantity) for quantity in (TRAIN, TEST)} if runs else {}
+    excess: dict[tuple[int, int], list[float]] = {}
+    constructed: dict[tuple[int, int], list[float]] = {}
+    for run in group.constructed:
+        if run.config.model.name == "plain" and run.origin:
+            pair = run.config.depth, run.origin
+            constructed.setdefault(pair, []).append(run.clean_train_error)
+            shallow = values[TRAIN].get(("plain", run.origin), {})
+            if run.config.seed in shallow:
+                more = run.clean_train_error - shallow[run.config.seed]
+                excess.setdefault(pair, []).append(more)
+    return Numbers(values, images, group.classes, excess, constructed)
+
+
+def _key(run: Run) -> NetKey:
+    return run.config.model.name, run.config.depth
 
 
 class Asker:
-    """Turns what a claim wants to know into a question to the nets of a group."""
+    """Turns what a claim wants to know into a question to the nets of a study."""
 
-    def __init__(self, group: Group) -> None:
-        self.group = group
+    def __init__(self, given: Numbers) -> None:
+        self.given = given
+        self.pools = {
+            quantity: pool(
+                sample for net in nets if (sample := given.sample(*net, quantity)) is not None
+            )
+            for quantity, nets in given.values.items()
+        }
 
-    def depths(self, model: str) -> tuple[int, int]:
+    @property
+    def families(self) -> list[str]:
+        """Those that are judged against plain: the paper's where there is no other."""
+        there_are = {family for family, _ in self.given.values[TEST]} - {"plain"}
+        return sorted(there_are, key=lambda family: (family != "residual", family)) or ["residual"]
+
+    def depths(self, family: str) -> tuple[int, int]:
         """The shallow and the deep net of a family: 20 and 56 layers, or what comes nearest."""
-        there_are = [net.depth for net in self.group.select(model) if net.complete]
+        there_are = sorted(depth for name, depth in self.given.values[TEST] if name == family)
         usual = [depth for depth in there_are if depth <= 56]
         if len(usual) < 2:
             usual = there_are
@@ -55,173 +105,225 @@ class Asker:
             return (only, 56) if only < 56 else (20, only)
         return 20 if 20 in usual[:-1] else usual[0], usual[-1]
 
-    def runs(self, model: str, depth: int, quantity: str) -> list[Run]:
-        """The complete runs of a net for which a quantity is known."""
-        runs = [run for net in self.group.select(model, [depth]) for run in net.complete]
-        return [run for run in runs if getattr(run, quantity) is not None]
-
     def ask(
         self,
-        key: str,
-        claim: str,
+        id: str,  # noqa: A002 (what it is called in claims.json)
+        statement: str,
         source: str,
         wanted: Iterable[Wanted],
+        *,
+        primary: bool = False,
+        family: str = "plain",
         above: bool = True,
         margin: float = MARGIN,
+        opposite: float | None = None,
     ) -> Question:
-        """A question about the signed sum of nets' quantities."""
+        """A question about the signed sum of nets' quantities; the opposite mirrors the margin."""
         terms, missing = [], []
+        wanted = list(wanted)
         for sign, model, depth, quantity in wanted:
-            name = net_name(model, depth)
-            if runs := self.runs(model, depth, quantity):
-                terms.append(Term(sign, name, estimate(runs, quantity)))
+            if sample := self.given.sample(model, depth, quantity):
+                terms.append(Term(sign, sample))
             else:
+                name = net_name(model, depth)
                 missing.append(f"{name}'s responses" if quantity == RESPONSE else name)
-        unit = "log ratio" if quantity == RESPONSE else "points"
-        found = () if missing else tuple(terms)
+        quantity = wanted[0][3]
         return Question(
-            key, claim, source, found, above, margin, unit, tuple(dict.fromkeys(missing))
+            id,
+            primary,
+            family,
+            statement,
+            source,
+            () if missing else tuple(terms),
+            self.pools[quantity],
+            above,
+            margin,
+            -margin if opposite is None else opposite,
+            "log ratio" if quantity == RESPONSE else "points",
+            tuple(dict.fromkeys(missing)),
+            self.unlearned([(model, depth) for _, model, depth, _ in wanted]),
+        )
+
+    def unlearned(self, nets: list[NetKey]) -> str:
+        """Says that nets are all near guessing, if they are."""
+        guessing = 100 * (1 - 1 / self.given.classes)
+        errors = [
+            sample.mean for net in nets if (sample := self.given.sample(*net, TRAIN)) is not None
+        ]
+        if not errors or min(errors) < NEAR_GUESSING * guessing:
+            return ""
+        return (
+            f"nothing was learned: training errors of {min(errors):.0f}% and more, where guessing "
+            f"has {guessing:.0f}%"
         )
 
 
-def questions(group: Group) -> list[Question]:
-    """Every claim of the paper's CIFAR study, with the numbers of the nets there are."""
-    asker = Asker(group)
-    return [
-        *_degradation(asker),
-        *_residual(asker),
-        *_construction(asker),
-        *_responses(asker),
-        *_very_deep(asker),
-    ]
-
-
-def _degradation(asker: Asker) -> list[Question]:
+def primary_questions(asker: Asker) -> list[Question]:
+    """The claims that are tested together: plain nets degrade, other families do not."""
     a, b = asker.depths("plain")
-    source = "section 4.2, figures 1 and 6 left"
-    return [
+    asked = [
         asker.ask(
             "plain-train",
             f"Deeper plain nets have a higher training error ({b} against {a} layers), so it is "
             "not overfitting",
-            source,
+            "section 4.2, figures 1 and 6 left",
             [(1, "plain", b, TRAIN), (-1, "plain", a, TRAIN)],
-        ),
-        asker.ask(
-            "plain-test",
-            f"Deeper plain nets have a higher test error ({b} against {a} layers)",
-            source,
-            [(1, "plain", b, TEST), (-1, "plain", a, TEST)],
-        ),
-    ]
-
-
-def _residual(asker: Asker) -> list[Question]:
-    a, b = asker.depths("residual")
-    source = "section 4.2, figure 6 middle"
-    gain = "section 4.2, figure 6 and table 6"
-    made = [
-        asker.ask(
-            f"residual-{split}",
-            f"Deeper residual nets do not have a higher {word} error ({b} against {a} layers)",
-            source,
-            [(1, "residual", b, quantity), (-1, "residual", a, quantity)],
-            above=False,
+            primary=True,
         )
-        for split, word, quantity in (("train", "training", TRAIN), ("test", "test", TEST))
     ]
-
-    def advantage(depth: int, sign: int = 1) -> list[Wanted]:
-        return [(sign, "plain", depth, TEST), (-sign, "residual", depth, TEST)]
-
-    made += [
-        asker.ask(
-            f"residual-beats-plain-{word}",
-            f"A residual net of {depth} layers has a lower test error than the plain one",
-            gain,
-            advantage(depth),
+    for family in asker.families:
+        a, b = asker.depths(family)
+        asked += [
+            asker.ask(
+                f"{family}-{split}",
+                f"Deeper {family} nets do not have a higher {word} error ({b} against {a} layers)",
+                "section 4.2, figure 6 middle",
+                [(1, family, b, quantity), (-1, family, a, quantity)],
+                primary=True,
+                family=family,
+                above=False,
+                opposite=MARGIN,
+            )
+            for split, word, quantity in (("train", "training", TRAIN), ("test", "test", TEST))
+        ]
+        asked.append(
+            asker.ask(
+                f"{family}-beats-plain-deep",
+                f"A {family} net of {b} layers has a lower test error than the plain one",
+                "section 4.2, figure 6 and table 6",
+                [(1, "plain", b, TEST), (-1, family, b, TEST)],
+                primary=True,
+                family=family,
+            )
         )
-        for word, depth in (("shallow", a), ("deep", b))
+    return asked
+
+
+def questions(given: Numbers) -> list[Question]:
+    """Every claim of the paper's CIFAR study, the primary ones first."""
+    asker = Asker(given)
+    families = asker.families
+    return [
+        *primary_questions(asker),
+        _plain_test(asker),
+        *(question for family in families for question in _gain(asker, family)),
+        *_construction(asker),
+        *(question for family in families for question in _responses(asker, family)),
+        *_very_deep(asker),
     ]
-    claim = f"The advantage of residual nets is larger at {b} than at {a} layers"
-    made.append(
-        asker.ask("residual-beats-plain-more", claim, gain, advantage(b) + advantage(a, -1))
+
+
+def _plain_test(asker: Asker) -> Question:
+    a, b = asker.depths("plain")
+    return asker.ask(
+        "plain-test",
+        f"Deeper plain nets have a higher test error ({b} against {a} layers)",
+        "section 4.2, figures 1 and 6 left",
+        [(1, "plain", b, TEST), (-1, "plain", a, TEST)],
     )
-    return made
+
+
+def _gain(asker: Asker, family: str) -> list[Question]:
+    a, b = asker.depths(family)
+    source = "section 4.2, figure 6 and table 6"
+    return [
+        asker.ask(
+            f"{family}-gain",
+            f"Deeper {family} nets have a lower test error ({b} against {a} layers)",
+            source,
+            [(1, family, b, TEST), (-1, family, a, TEST)],
+            family=family,
+            above=False,
+            margin=-MARGIN,
+        ),
+        asker.ask(
+            f"{family}-beats-plain-more",
+            f"The advantage of {family} nets over plain ones is larger at {b} than at {a} layers",
+            source,
+            [
+                (1, "plain", b, TEST),
+                (-1, family, b, TEST),
+                (-1, "plain", a, TEST),
+                (1, family, a, TEST),
+            ],
+            family=family,
+        ),
+    ]
 
 
 def _construction(asker: Asker) -> list[Question]:
+    given = asker.given
     a, b = asker.depths("plain")
-    source = "section 1"
-    made = [
-        run
-        for run in asker.group.constructed
-        if (run.config.model.name, run.config.depth) == ("plain", b)
-    ]
-    origins = sorted({run.origin for run in made if run.origin})
+    origins = sorted(origin for deep, origin in given.constructed if deep == b)
     if origins and a not in origins:  # a study with shallower nets begins from those
         a = origins[0]
-    made = [run for run in made if run.origin == a]
-    shallow = {run.config.seed: run for run in asker.runs("plain", a, CLEAN)}
-    excess = [
-        run.clean_train_error - shallow[run.config.seed].clean_train_error
-        for run in made
-        if run.config.seed in shallow
-    ]
+    excess, made = given.excess.get((b, a), []), given.constructed.get((b, a), [])
     name = f"plain-{b} constructed from plain-{a}"
-    # The largest excess of any seed: it is computed, so none may be above zero.
-    exists = Term(1, name, Estimate(max(excess, default=0.0), 0.0, len(excess), False))
     missing = () if excess else (name,)
-    sgd = asker.runs("plain", b, CLEAN)
-    terms = [
-        Term(1, f"plain-{b}", estimate(sgd, CLEAN)) if sgd else None,
-        Term(-1, name, estimate(made, CLEAN)) if made else None,
-    ]
-    found = tuple(term for term in terms if term is not None)
+    unlearned = asker.unlearned([("plain", a), ("plain", b)])
+    sgd = given.sample("plain", b, TRAIN)
+    terms = (
+        (Term(1, sgd), Term(-1, Sample(name, tuple(made), given.images[TRAIN])))
+        if sgd and made
+        else ()
+    )
+    exists = (Term(1, Sample(name, tuple(excess), None)),) if excess else ()
     return [
         Question(
-            "construction-exists",
-            f"A plain net of {b} layers exists that is as good as the trained one of {a}: its "
-            "training error (no augmentation) is no higher",
-            source,
-            (exists,) if excess else (),
+            id="construction-exists",
+            primary=False,
+            family="plain",
+            source="section 1",
+            unit="points",
+            statement=f"A plain net of {b} layers exists that is as good as the trained one of "
+            f"{a}: its training error is no higher",
+            terms=exists,
+            pool=Pool(0.0, 0),
             above=False,
             margin=0.0,
-            unit="points",
+            opposite=0.0,
             missing=missing,
+            unlearned=unlearned,
             certain=True,
         ),
         Question(
-            "construction-sgd",
-            f"SGD finds a worse one: its plain net of {b} layers has a higher training error (no "
-            "augmentation) than the constructed one",
-            source,
-            found if len(found) == 2 else (),
+            id="construction-sgd",
+            primary=False,
+            family="plain",
+            source="section 1",
+            unit="points",
+            statement=f"SGD finds a worse one: its plain net of {b} layers has a higher training "
+            "error than the constructed one",
+            terms=terms,
+            pool=asker.pools[TRAIN],
             above=True,
             margin=MARGIN,
-            unit="points",
-            missing=tuple(dict.fromkeys((*missing, *(() if sgd else (f"plain-{b}",))))),
+            opposite=-MARGIN,
+            missing=(*missing, *(() if sgd else (f"plain-{b}",))),
+            unlearned=unlearned,
         ),
     ]
 
 
-def _responses(asker: Asker) -> list[Question]:
-    a, b = asker.depths("residual")
+def _responses(asker: Asker, family: str) -> list[Question]:
+    a, b = asker.depths(family)
     source = "section 4.2, figure 7"
     return [
         asker.ask(
-            "responses-residual",
-            f"The responses of residual nets are smaller than those of plain nets ({b} layers)",
+            f"responses-{family}",
+            f"The responses of {family} nets are smaller than those of plain nets ({b} layers)",
             source,
-            [(1, "residual", b, RESPONSE), (-1, "plain", b, RESPONSE)],
+            [(1, family, b, RESPONSE), (-1, "plain", b, RESPONSE)],
+            family=family,
             above=False,
             margin=-RESPONSE_MARGIN,
         ),
         asker.ask(
-            "responses-depth",
-            f"The responses of deeper residual nets are smaller ({b} against {a} layers)",
+            f"responses-{family}-depth",
+            f"The responses of deeper {family} nets are smaller ({b} against {a} layers)",
             source,
-            [(1, "residual", b, RESPONSE), (-1, "residual", a, RESPONSE)],
+            [(1, family, b, RESPONSE), (-1, family, a, RESPONSE)],
+            family=family,
             above=False,
             margin=-RESPONSE_MARGIN,
         ),
@@ -229,32 +331,96 @@ def _responses(asker: Asker) -> list[Question]:
 
 
 def _very_deep(asker: Asker) -> list[Question]:
-    half_of_guessing = 50 * (1 - 1 / asker.group.classes)
-    source = "section 4.2, on 110 layers"
-    return [
+    half_of_guessing = 50 * (1 - 1 / asker.given.classes)
+    asked = [
         asker.ask(
-            f"110-{model}",
-            f"A {model} net of 110 layers {verb}: its training error is {side} half of guessing's",
-            source,
-            [(1, model, 110, TRAIN)],
-            above=model == "plain",
+            f"110-{family}",
+            f"A {family} net of 110 layers {verb}: its training error is {side} half of guessing's",
+            "section 4.2, on 110 layers",
+            [(1, family, 110, TRAIN)],
+            family=family,
+            above=family == "plain",
             margin=half_of_guessing,
+            opposite=half_of_guessing,
         )
-        for model, verb, side in (
+        for family, verb, side in (
             ("residual", "trains", "below"),
             ("plain", "does not train", "above"),
         )
     ]
+    # Near guessing is what the last one claims; whether anything was learned others show.
+    asked[-1] = replace(asked[-1], unlearned=asker.unlearned(list(asker.given.values[TRAIN])))
+    source = "section 4.2, on over 1,000 layers"
+
+    def deeper(quantity: str) -> list[Wanted]:
+        return [(1, "residual", 1202, quantity), (-1, "residual", 110, quantity)]
+
+    return [
+        *asked,
+        asker.ask(
+            "1202-train",
+            "A residual net of 1,202 layers has no higher training error than one of 110",
+            source,
+            deeper(TRAIN),
+            family="residual",
+            above=False,
+            opposite=MARGIN,
+        ),
+        asker.ask(
+            "1202-test",
+            "A residual net of 1,202 layers has a higher test error than one of 110",
+            source,
+            deeper(TEST),
+            family="residual",
+        ),
+    ]
+
+
+def twin_correlation(given: Numbers, quantity: str) -> tuple[float, int] | None:
+    """How seeds of plain nets and of their twins of other families correlate, in log-odds.
+
+    Returns:
+        The correlation about the nets' means, pooled over all twins, and the number of pairs of
+        runs; None where no twins share two seeds.
+    """
+    ours, theirs = [], []
+    nets = given.values[quantity]
+    for (family, depth), values in nets.items():
+        plain = nets.get(("plain", depth), {})
+        shared = sorted(values.keys() & plain.keys())
+        if family != "plain" and len(shared) > 1:
+            ours += _scatter([plain[seed] for seed in shared], given.images[quantity])
+            theirs += _scatter([values[seed] for seed in shared], given.images[quantity])
+    scale = float(np.linalg.norm(ours) * np.linalg.norm(theirs))
+    return (float(np.dot(ours, theirs)) / scale, len(ours)) if scale else None
+
+
+def _scatter(values: list[float], images: int) -> list[float]:
+    log_odds = Sample("", tuple(values), images).log_odds()
+    return list(log_odds - log_odds.mean())
 
 
 def write_claims(group: Group, folder: Path) -> list[Verdict]:
     """Judges all claims and writes claims.json and claims.md."""
-    verdicts = judge(questions(group))
+    given = numbers(group)
+    verdicts = judge(questions(given), planned_seeds(folder))
     stem = f"claims-{group.tag}" if group.tag else "claims"
     body = json.dumps([asdict(verdict) for verdict in verdicts], indent=2, ensure_ascii=False)
     write_atomically(folder / f"{stem}.json", f"{body}\n".encode())
-    write_atomically(folder / f"{stem}.md", _markdown(group, verdicts).encode())
+    write_atomically(folder / f"{stem}.md", _markdown(group, given, verdicts).encode())
     return verdicts
+
+
+def tally(verdicts: list[Verdict]) -> str:
+    """How many primary claims got which word: "3 supported, 1 not decided"."""
+    texts = {
+        **{(word, ""): word for word in WORDS},
+        ("indicated", "supported"): "indicated",
+        ("indicated", "contradicted"): "indicated against",
+        ("indicated", "no such effect"): "indicated to have no such effect",
+    }
+    words = [(v.word, v.leaning) for v in verdicts if v.primary]
+    return ", ".join(f"{words.count(key)} {text}" for key, text in texts.items() if key in words)
 
 
 HEADERS = ("verdict", "claim", "number", "95% interval", "margin", "p, adjusted", "seeds", "why")
@@ -262,38 +428,65 @@ HEADERS = ("verdict", "claim", "number", "95% interval", "margin", "p, adjusted"
 
 def row(verdict: Verdict) -> tuple[str, ...]:
     """A verdict as the cells of a table."""
-    if verdict.value is None or verdict.interval is None:
-        return (verdict.verdict, verdict.claim, "", "", "", "", "", verdict.why)
-    low, high = verdict.interval
-    counts = sorted(set((verdict.n or {}).values()))
+    if verdict.difference is None:
+        return (verdict.word, verdict.statement, "", "", "", "", "", verdict.reason)
+    low, high = verdict.interval or (None, None)
     return (
-        verdict.verdict,
-        verdict.claim,
-        f"{verdict.value:+.2f} {verdict.unit}",
-        f"{low:+.2f} to {high:+.2f}",
+        verdict.word,
+        verdict.statement,
+        f"{signed(verdict.difference)} {verdict.unit}",
+        "" if low is None or high is None else f"{signed(low)} to {signed(high)}",
         f"{verdict.margin:g}",
-        "" if verdict.p_adjusted is None else _p_text(verdict.p_adjusted),
-        " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))),
-        verdict.why,
+        "" if verdict.p is None else _p_text(verdict.p),
+        seeds_text(verdict),
+        verdict.reason,
     )
+
+
+def seeds_text(verdict: Verdict) -> str:
+    """The seeds of the claim's nets beside those planned: "3 of 10 planned, interim"."""
+    counts = sorted(set((verdict.n or {}).values()))
+    n = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    planned = "" if verdict.planned is None else f" of {verdict.planned} planned"
+    return f"{n}{planned}{f', {verdict.progress}' if verdict.progress else ''}"
+
+
+def signed(number: float) -> str:
+    """With its sign and two decimals; what rounds to zero has none."""
+    text = f"{number:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text
 
 
 def _p_text(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _markdown(group: Group, verdicts: list[Verdict]) -> str:
-    counts = {word: sum(v.verdict == word for v in verdicts) for word in WORDS}
+def _markdown(group: Group, given: Numbers, verdicts: list[Verdict]) -> str:
+    primary = [verdict for verdict in verdicts if verdict.primary]
+    others = [verdict for verdict in verdicts if not verdict.primary]
+    correlations = [
+        f"{made[0]:+.2f} in {word} error ({made[1]} pairs of runs)"
+        for word, quantity in (("training", TRAIN), ("test", TEST))
+        if (made := twin_correlation(given, quantity))
+    ]
+    text = f"Seeds of plain nets and their twins correlate by {', '.join(correlations)}; verdicts"
+    unpaired = [f"{text} do not treat them as pairs.", ""] if correlations else []
     lines = [
         f"# Verdicts on the paper's claims: {group.title}",
         "",
         f"{group.caption()}.",
         "",
-        ", ".join(f"{count} {word}" for word, count in counts.items()) + ". How they are judged: "
-        "docs/fidelity.md. Differences are of final errors; the interval is each claim's own, the "
-        "p-value is adjusted for all of them.",
+        f"Primary claims: {tally(verdicts)}. How they are judged: docs/fidelity.md. Training "
+        "errors are of the finished nets on the training images as they are, test errors final. "
+        "The interval is each claim's own, about these images; p is adjusted over the primary "
+        "claims.",
         "",
-        tabulate([row(v) for v in verdicts], HEADERS, "github", disable_numparse=True),
+        tabulate([row(v) for v in primary], HEADERS, "github", disable_numparse=True),
         "",
+        "Secondary claims, which speak of the same nets once more; nothing is counted.",
+        "",
+        tabulate([row(v) for v in others], HEADERS, "github", disable_numparse=True),
+        "",
+        *unpaired,
     ]
     return "\n".join(lines)

@@ -90,8 +90,8 @@ def notes(group: Group) -> list[str]:
     lines = [
         f"{group.caption()}. Mean ± deviation over n seeds. Final: of the last iteration. Best: "
         "the lowest of all evaluations on the test set, which flatters. Training errors are "
-        "running means over the last augmented batches; of nets made by construction (N from M), over the "
-        "training images as they are.",
+        "running means over the last augmented batches; of nets made by construction (N from M), "
+        "over the training images as they are.",
         "Published: He et al. 2015, table 6, plain nets read off figure 6; "
         f"{AMARTYN}; {AKAMASTER}. All of these are on CIFAR-10 with the whole recipe.",
     ]

@@ -1,46 +1,103 @@
 """Statistics for few seeds: is a number above or below its margin? See docs/fidelity.md."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scipy import stats
+import numpy as np
+from scipy import special
 
 LEVEL = 0.05
-MOST_SEEDS = 100  # beyond which no number is given
+WORDS = ("supported", "contradicted", "no such effect", "indicated", "not decided")
+# Where a net has one seed: an error's deviation, in multiples of its images' sampling ...
+ASSUMED_RATIO = 4.0
+ASSUMED_RESPONSE = 0.2  # ... and that of the logarithm of responses.
+RESPONSE_FLOOR = 0.01
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds.
+class Sample:
+    """One quantity of one net, a value for each seed.
 
     Attributes:
-        value: the mean.
-        spread: variance of one seed.
-        n: seeds.
-        assumed: whether the spread is an assumption, as with one seed.
+        net: its name.
+        values: errors in percent, or logarithms of responses.
+        images: that the errors were measured on; None where the values are no errors.
     """
 
-    value: float
-    spread: float
-    n: int
-    assumed: bool
+    net: str
+    values: tuple[float, ...]
+    images: int | None
 
-    def variance(self, n: int | None = None) -> float:
-        """Of the mean, with these seeds or with n of them."""
-        return self.spread / (n or self.n)
+    @property
+    def n(self) -> int:
+        """Seeds."""
+        return len(self.values)
 
-    def freedom(self, n: int | None = None) -> float:
-        """Degrees of freedom of the variance."""
-        return math.inf if self.assumed else (n or self.n) - 1
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return sum(self.values) / self.n
+
+    def spread(self) -> float:
+        """The variance of one seed, of log-odds if the values are errors; needs two seeds."""
+        if self.images is None:
+            return float(np.var(self.values, ddof=1))
+        return float(np.var(self.log_odds(), ddof=1))
+
+    def log_odds(self) -> np.ndarray:
+        """Of the errors, (n,)."""
+        p = self._share(np.array(self.values))
+        return np.asarray(np.log(p / (1 - p)))
+
+    def _share(self, percent: np.ndarray | float) -> np.ndarray:
+        """Errors as shares; none of the images wrong, or all, count as half an image from that."""
+        half = 0.5 / self.images if self.images else 0.0
+        return np.clip(np.asarray(percent) / 100, half, 1 - half)
+
+    def deviation(self, spread: float) -> float:
+        """Of one seed in the values' own unit, from a variance as `spread` gives it."""
+        if self.images is None:
+            return max(math.sqrt(spread), RESPONSE_FLOOR)
+        p = float(self._share(self.mean))
+        # Half an image: seeds that happen to tie are not therefore without spread.
+        return max(100 * p * (1 - p) * math.sqrt(spread), 50 / self.images)
+
+    def assumed_deviation(self) -> float:
+        """Of one seed, where no spread is known."""
+        if self.images is None:
+            return ASSUMED_RESPONSE
+        p = float(self._share(self.mean))
+        return 100 * ASSUMED_RATIO * math.sqrt(p * (1 - p) / self.images)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The spread of one seed, over all nets of a study.
+
+    Attributes:
+        variance: of log-odds, or of the logarithm of responses.
+        freedom: its degrees of freedom; 0 where no net has two seeds.
+    """
+
+    variance: float
+    freedom: int
+
+
+def pool(samples: Iterable[Sample]) -> Pool:
+    """Pools the spreads of nets, each with n - 1 degrees of freedom."""
+    several = [sample for sample in samples if sample.n > 1]
+    freedom = sum(sample.n - 1 for sample in several)
+    total = sum((sample.n - 1) * sample.spread() for sample in several)
+    return Pool(total / freedom if freedom else 0.0, freedom)
 
 
 @dataclass(frozen=True)
 class Term:
-    """A net's estimate with its sign in a difference."""
+    """A net's values with their sign in a difference."""
 
     sign: int
-    net: str
-    estimate: Estimate
+    sample: Sample
 
 
 @dataclass(frozen=True)
@@ -48,30 +105,48 @@ class Question:
     """A claim as a number that must lie above or below a margin.
 
     Attributes:
-        key: a short name that stays the same.
-        claim: the sentence.
+        id: a short name that stays the same.
+        primary: whether it is tested with the other primary claims, and counted.
+        family: of nets it is about: plain, residual or a user's own.
+        statement: the sentence.
         source: where the paper says so.
-        terms: whose signed sum the number is; none where nets are missing.
+        terms: whose signed sum of means the number is; none where nets are missing.
+        pool: of the quantity, over all nets of the study.
         above: whether the claim says above (or else below) the margin.
         margin: from where on a difference counts.
+        opposite: beyond which the opposite was found; the margin itself where there is no
+            third case.
         unit: of the number.
         missing: what is needed and not there.
+        unlearned: why the nets that are there can decide nothing, or nothing.
         certain: the number was computed and not sampled.
     """
 
-    key: str
-    claim: str
+    id: str
+    primary: bool
+    family: str
+    statement: str
     source: str
     terms: tuple[Term, ...]
+    pool: Pool
     above: bool
     margin: float
+    opposite: float
     unit: str
     missing: tuple[str, ...] = ()
+    unlearned: str = ""
     certain: bool = False
 
-    def agrees(self, value: float) -> bool:
-        """Whether a number lies on the claim's side of the margin."""
-        return value > self.margin if self.above else value <= self.margin
+    @property
+    def single(self) -> list[str]:
+        """The nets with one seed."""
+        return [term.sample.net for term in self.terms if term.sample.n == 1]
+
+    @property
+    def testable(self) -> bool:
+        """Whether there is a p-value."""
+        usable = self.terms and not self.unlearned
+        return bool(self.primary and usable and not self.single)
 
 
 @dataclass(frozen=True)
@@ -79,44 +154,75 @@ class Verdict:
     """What the runs say of a claim.
 
     Attributes:
-        verdict: supported, contradicted or not decided.
-        why: in words; what would decide it, where it is not decided.
-        interval: 95%, of this claim by itself.
-        p_adjusted: over all claims that were tested.
+        id: the question's, as the next six are.
+        word: one of WORDS.
+        reason: why that word, in words.
+        difference: the number that was judged; None where nets are missing.
+        interval: 95%, of this claim by itself; None where the number was computed.
         n: seeds of each net.
+        planned: seeds of each net that the study planned; None where none were.
+        p: two-sided, adjusted over the primary claims; None for others, and with one seed.
+        leaning: of what is indicated, the word that more seeds may bring.
     """
 
-    key: str
-    claim: str
+    id: str
+    primary: bool
+    family: str
+    statement: str
     source: str
-    verdict: str
-    why: str
-    value: float | None = None
+    above: bool
+    margin: float
+    opposite: float
+    unit: str
+    word: str
+    reason: str
+    difference: float | None = None
     interval: tuple[float, float] | None = None
-    unit: str = ""
-    margin: float | None = None
-    p_adjusted: float | None = None
     n: dict[str, int] | None = None
+    planned: int | None = None
+    p: float | None = None
+    leaning: str = ""
+
+    @property
+    def progress(self) -> str:
+        """What is to be said of the number of seeds: interim, more than planned, or nothing."""
+        if self.planned is None or not self.n:
+            return ""
+        if min(self.n.values()) < self.planned:
+            return "interim"
+        return "more than planned" if max(self.n.values()) > self.planned else ""
 
 
-def difference(terms: tuple[Term, ...], n: int | None = None) -> tuple[float, float, float]:
+def difference(question: Question) -> tuple[float, float, float]:
     """The terms' signed sum, its standard error and its degrees of freedom.
 
-    Welch and Satterthwaite: the variances are not taken to be equal. With n, as if every net had
-    n seeds.
+    Where a net has one seed the spread of all is assumed, and the degrees are infinite.
     """
-    value = sum(term.sign * term.estimate.value for term in terms)
-    parts = [(t.estimate.variance(n), t.estimate.freedom(n)) for t in terms]
-    variance = sum(v for v, _ in parts)
-    shares = sum(v**2 / f for v, f in parts if v)
-    return value, math.sqrt(variance), variance**2 / shares if shares else math.inf
+    assumed, variance, value = bool(question.single), 0.0, 0.0
+    for term in question.terms:
+        sample = term.sample
+        value += term.sign * sample.mean
+        if assumed:
+            deviation = sample.assumed_deviation()
+        else:
+            # Its own where that is larger: nets differ in their spread.
+            deviation = sample.deviation(max(question.pool.variance, sample.spread()))
+        variance += deviation**2 / sample.n
+    return value, math.sqrt(variance), math.inf if assumed else question.pool.freedom
 
 
 def p_value(value: float, error: float, freedom: float, margin: float) -> float:
     """Two-sided, of the number being equal to its margin."""
-    if error == 0:
-        return float(value == margin)
-    return float(2 * stats.t.sf(abs(value - margin) / error, freedom))
+    t = -abs(value - margin) / error
+    return 2 * float(special.ndtr(t) if math.isinf(freedom) else special.stdtr(freedom, t))
+
+
+def half_width(error: float, freedom: float) -> float:
+    """Of the 95% interval."""
+    share = 1 - LEVEL / 2
+    if math.isinf(freedom):
+        return error * float(special.ndtri(share))
+    return error * float(special.stdtrit(freedom, share))
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -128,51 +234,87 @@ def holm(p_values: list[float]) -> list[float]:
     return adjusted
 
 
-def judge(questions: list[Question]) -> list[Verdict]:
-    """The verdict on each question, all of them taken together."""
-    tested = [q for q in questions if q.terms and not q.certain]
-    p_values = holm([p_value(*difference(q.terms), q.margin) for q in tested])
-    adjusted = dict(zip((q.key for q in tested), p_values, strict=True))
-    return [_verdict(question, adjusted.get(question.key), len(tested)) for question in questions]
+def judge(questions: list[Question], planned: int | None = None) -> list[Verdict]:
+    """The verdict on each question, the primary ones taken together.
+
+    Primary claims without a test count among them all the same: to leave out runs makes no other
+    verdict easier.
+    """
+    primary = [q for q in questions if q.primary]
+    raw = [p_value(*difference(q), q.margin) if q.testable else 1.0 for q in primary]
+    adjusted = {q.id: p for q, p in zip(primary, holm(raw), strict=True) if q.testable}
+    return [_verdict(q, adjusted.get(q.id), len(primary), planned) for q in questions]
 
 
-def _verdict(q: Question, p: float | None, tests: int) -> Verdict:
+def _verdict(q: Question, p: float | None, tests: int, planned: int | None) -> Verdict:
+    value, interval, leaning = None, None, ""
     if not q.terms:
-        return Verdict(
-            q.key, q.claim, q.source, "not decided", f"needs {', '.join(q.missing)}", unit=q.unit
-        )
-    value, error, freedom = difference(q.terms)
-    half = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * error
-    if p is None:
-        word = "supported" if q.agrees(value) else "contradicted"
-        why = "computed from the same images for every seed, not sampled"
-    elif p < LEVEL:
-        word = "supported" if q.agrees(value) else "contradicted"
-        why = f"{'above' if value > q.margin else 'below'} the margin of {q.margin:g}"
+        word, reason = "not decided", f"needs {', '.join(q.missing)}"
+    elif q.certain:
+        (term,) = q.terms
+        value = max(term.sample.values)  # it may be above its margin for no seed
+        word = "supported" if value <= q.margin else "contradicted"
+        reason = "computed from the same images for every seed, not sampled"
     else:
-        word = "not decided"
-        why = f"too near the margin of {q.margin:g} for its spread; {_more(q, tests)} would decide"
-    if single := [term.net for term in q.terms if term.estimate.assumed and not q.certain]:
-        why += f"; one seed only of {', '.join(single)}, its spread is assumed"
+        value, error, freedom = difference(q)
+        half = half_width(error, freedom)
+        interval = (value - half, value + half)
+        word, reason = _word(q, p, tests)
+        if q.single and word != "not decided":
+            word, leaning, reason = "indicated", word, f"{_LEANINGS[word]}, {reason}"
+    if q.terms and q.unlearned:
+        word, leaning, reason = "not decided", "", q.unlearned
     return Verdict(
-        key=q.key,
-        claim=q.claim,
-        source=q.source,
-        verdict=word,
-        why=why,
-        value=value,
-        interval=(value - half, value + half),
-        unit=q.unit,
-        margin=q.margin,
-        p_adjusted=p,
-        n={term.net: term.estimate.n for term in q.terms},
+        q.id,
+        q.primary,
+        q.family,
+        q.statement,
+        q.source,
+        q.above,
+        q.margin,
+        q.opposite,
+        q.unit,
+        word,
+        reason,
+        difference=value,
+        interval=interval,
+        n={term.sample.net: term.sample.n for term in q.terms} or None,
+        planned=planned,
+        p=p,
+        leaning=leaning,
     )
 
 
-def _more(q: Question, tests: int) -> str:
-    """How many seeds of each net would decide, if means and spreads stay as they are."""
-    most = max(term.estimate.n for term in q.terms)
-    for n in range(max(2, most + 1), MOST_SEEDS + 1):
-        if p_value(*difference(q.terms, n), q.margin) < LEVEL / tests:
-            return f"about {n} seeds a net"
-    return f"more than {MOST_SEEDS} seeds a net"
+def _word(q: Question, p: float | None, tests: int) -> tuple[str, str]:
+    """The word and its reason for a number that was sampled."""
+    value, error, freedom = difference(q)
+    alone = p_value(value, error, freedom, q.margin)
+    beyond = p_value(value, error, freedom, q.opposite) * (1 if p is None else tests) < LEVEL
+    sign = 1 if q.above else -1
+    if sign * value > sign * q.margin:
+        word, reason = "supported", f"{_side(value, q.margin)} the margin of {q.margin:g}"
+    elif q.opposite == q.margin or (beyond and sign * value < sign * q.opposite):
+        word, reason = "contradicted", f"{_side(value, q.opposite)} {q.opposite:g}, the opposite"
+    else:
+        word = "no such effect"
+        reason = f"{_side(value, q.margin)} the margin of {q.margin:g}, and no opposite was found"
+    if q.single:
+        seeds = f"by one seed of {', '.join(q.single)}; the spread is assumed"
+        crosses = f"the interval reaches across the margin of {q.margin:g}, {seeds}"
+        return (word, seeds) if alone < LEVEL else ("not decided", crosses)
+    if (alone if p is None else p) < LEVEL:
+        return word, reason
+    if alone < LEVEL:
+        return "not decided", f"its interval alone would decide, but not among {tests} claims"
+    return "not decided", f"the interval reaches across the margin of {q.margin:g}"
+
+
+_LEANINGS = {
+    "supported": "for the claim",
+    "contradicted": "against the claim",
+    "no such effect": "that there is no such effect",
+}
+
+
+def _side(value: float, bound: float) -> str:
+    return "above" if value > bound else "below"

@@ -28,6 +28,7 @@ from resrepro.errors import ConfigError, Locked, ResreproError
 from resrepro.files import acquire, cannot_be_written, write_atomically
 
 CHECKPOINT_FORMAT = 1
+PLAN = "study.json"  # in an experiment's folder
 LOCK_SECONDS = 1.0  # `is_locked` of another process holds the lock for an instant
 
 
@@ -400,6 +401,32 @@ def find_experiments(outputs: str | Path) -> list[str]:
     folder = Path(outputs).expanduser()
     configs = folder.glob("*/*/config.yaml") if folder.is_dir() else []
     return sorted({config.parent.parent.name for config in configs})
+
+
+def plan_seeds(folder: Path, seeds: int) -> None:
+    """Records how many seeds an experiment plans, once: what was planned first stays."""
+    file = folder / PLAN
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, f"{json.dumps({'seeds': seeds})}\n".encode())
+
+
+def planned_seeds(folder: Path) -> int | None:
+    """How many seeds of each net an experiment plans; None where none were.
+
+    Raises:
+        ResreproError: the file is damaged.
+    """
+    file = folder / PLAN
+    if not file.exists():
+        return None
+    try:
+        seeds = json.loads(file.read_bytes())["seeds"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ResreproError(f"{file} is damaged: {one_line(error)}") from error
+    if not isinstance(seeds, int) or seeds < 1:
+        raise ResreproError(f"{file}: seeds is {seeds!r} and must be 1 or more")
+    return seeds
 
 
 def one_line(error: BaseException) -> str:

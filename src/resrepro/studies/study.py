@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Self
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +19,7 @@ from resrepro.configuration.schema import Config, Data
 from resrepro.data import load
 from resrepro.errors import ConfigError, Interrupted
 from resrepro.progress import Progress, Watcher, bar
-from resrepro.runs.run_directory import RunDirectory, one_line
+from resrepro.runs.run_directory import RunDirectory, one_line, plan_seeds
 from resrepro.runs.status import run_table, standing
 from resrepro.studies.constructed import constructed_solutions
 
@@ -39,12 +40,14 @@ class Plan:
         runs: all of them, complete or not.
         artefacts: that are made of them.
         jobs: how many run at once; None to decide by the machine.
+        seeds: how many of each net are planned in all; verdicts say so. None where none are.
     """
 
     name: str
     runs: list[Config]
     artefacts: list[str]
     jobs: int | None
+    seeds: int | None
 
     @property
     def outputs(self) -> str:
@@ -81,7 +84,10 @@ def plan_study(composed: DictConfig, of_runs: list[str], config_dir: str | None)
     runs = composition.expand("train", sweeps, config_dir)
     if len({(run.outputs, run.experiment) for run in runs}) > 1:
         raise ConfigError("a study has one experiment and one outputs folder: sweep over neither")
-    return Plan(name, runs, artefacts, jobs)
+    seeds = study.get("seeds")
+    if seeds is not None and (not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1):
+        raise ConfigError(f"study {name}: seeds={seeds}: must be 1 or more, how many are planned")
+    return Plan(name, runs, artefacts, jobs, seeds)
 
 
 def run_study(plan: Plan) -> int:
@@ -93,6 +99,8 @@ def run_study(plan: Plan) -> int:
     Raises:
         Interrupted: a signal came; every run is saved, and the same call goes on.
     """
+    if plan.seeds is not None:
+        plan_seeds(Path(plan.outputs).expanduser() / plan.experiment, plan.seeds)
     _train_waiting(f"study {plan.name}", plan.runs, plan)
     runs = plan.runs
     if "constructed" in plan.artefacts:
