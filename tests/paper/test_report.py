@@ -8,6 +8,7 @@ import subprocess
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -17,11 +18,11 @@ from made_up import DIGITS, EXPERIMENT, PAPER, config, write, write_nets
 from resrepro.configuration.composition import expand, parse
 from resrepro.configuration.schema import Config, Data, Recipe, WarmUp, config_hash
 from resrepro.paper.artefacts import make_artefacts
-from resrepro.paper.claims import questions
+from resrepro.paper.claims import numbers, questions, signed
 from resrepro.paper.curves import collect
-from resrepro.paper.report import commands
-from resrepro.paper.table import HEADERS, notes, rows
-from resrepro.paper.verdicts import judge
+from resrepro.paper.report import answer, bar, commands
+from resrepro.paper.table import filled, notes, rows
+from resrepro.paper.verdicts import Verdict, judge
 from resrepro.runs.run_directory import RunDirectory
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -207,7 +208,7 @@ def test_every_id_is_there_once_and_every_reference_has_its_id(page: Element) ->
 
 def test_every_table_can_be_read_out(page: Element) -> None:
     tables = page.find("table")
-    assert len(tables) == 4
+    assert len(tables) == 5
     for table in tables:
         (caption,) = table.find("caption")
         assert caption.text
@@ -229,20 +230,24 @@ def test_every_table_can_be_read_out(page: Element) -> None:
 
 
 def test_every_drawing_has_a_text_in_its_place(page: Element) -> None:
-    drawings = page.find("svg")
-    assert len(drawings) == 6
-    for svg in drawings:
-        assert svg.attributes["role"] == "img"
-        assert len(svg.attributes["aria-label"]) > 60
-        assert not {"width", "height"} & svg.attributes.keys()
-        assert svg.attributes["viewbox"]
-        assert svg.parent
-        assert svg.parent.parent
-        assert svg.parent.parent.tag == "figure"
-        assert len(svg.parent.parent.find("figcaption")) == 1
-    first = drawings[1].attributes["aria-label"]
-    assert "plain-56: training 3.40 ± 0.14%, test 13.45 ± 0.21%" in first
-    assert "ResNet-56: training 0.10 ± 0.14%, test 7.15 ± 0.21%" in first
+    figures = page.find("figure")
+    assert len(figures) == 8
+    for figure in figures:
+        first, *others = figure.find("svg")
+        assert first.attributes["role"] == "img"
+        assert len(first.attributes["aria-label"]) > 60
+        assert all(svg.attributes["aria-hidden"] == "true" for svg in others)
+        for svg in (first, *others):
+            assert not {"width", "height"} & svg.attributes.keys()
+            assert svg.attributes["viewbox"]
+        assert len(figure.find("figcaption")) == 1
+    depth, two, six, seven = (f.find("svg")[0].attributes["aria-label"] for f in figures[:4])
+    for said in (depth, six):
+        assert "plain-56: training 3.40%, test 13.45%" in said
+        assert "ResNet-56: training 0.10%, test 7.15%" in said
+    assert "plain-56" in two
+    assert "ResNet" not in two  # of the nets that are shown
+    assert "ResNet-56" in seven
 
 
 def test_sections_are_labelled_by_their_headings(page: Element) -> None:
@@ -252,19 +257,30 @@ def test_sections_are_labelled_by_their_headings(page: Element) -> None:
         assert section.attributes["aria-labelledby"] == heading.attributes["id"]
 
 
-def test_the_introduction_comes_first_and_then_the_verdicts(page: Element) -> None:
-    headings = [heading.text for heading in page.find("h2")]
-    assert headings[0] == "What this is about"
-    assert [re.sub(r":.*", "", heading) for heading in headings[1:]] == 2 * [
-        "Verdicts",
-        "Figures",
-        "Table 6",
-        "Runs",
-        "Make it again",
+def test_the_answer_comes_first_and_then_what_it_is_about(page: Element) -> None:
+    headings = [re.sub(r":.*", "", heading.text) for heading in page.find("h2")]
+    every = ["Verdicts", "Figures", "Table 6", "Runs", "Make it again"]
+    assert headings == [
+        "Side by side",
+        "The answer",
+        "What this is about",
+        *every,
+        "The answer",
+        *every,
+        "How claims are judged",
     ]
-    words = page.find("section")[0].text
+    answer, about = page.find("section")[1:3]
+    assert "Whether plain nets get worse with depth is not decided" in answer.text
+    assert "n = 2" in answer.text
+    assert answer.find("figure")[0].find("strong")[0].text == "Error against depth."
     for term in ("degradation", "constructed solution", "residual net", "overfitting", "error"):
-        assert term in words
+        assert term in about.text
+    assert "here it is built by hand" in about.text
+
+
+def test_what_was_not_constructed_is_not_said_to_be(tmp_path: Path) -> None:
+    write(config(tmp_path, "plain", 20))
+    assert "built by hand" not in make_page(tmp_path).read_text()
 
 
 def test_every_verdict_is_there_with_its_numbers(study: Path, page: Element) -> None:
@@ -275,32 +291,81 @@ def test_every_verdict_is_there_with_its_numbers(study: Path, page: Element) -> 
         for li in ul.children
     ]
     groups = collect(str(study), EXPERIMENT)
-    verdicts = [verdict for group in groups for verdict in judge(questions(group))]
-    assert len(items) == len(verdicts) == 26
-    assert len({verdict.verdict for verdict in verdicts}) > 1
+    verdicts = [v for group in groups for v in judge(questions(numbers(group)))]
+    assert len(items) == len(verdicts) == 30
+    assert len({verdict.word for verdict in verdicts}) > 1
     for item, verdict in zip(items, verdicts, strict=True):
-        assert item.text.startswith(f"{verdict.verdict} : {verdict.claim}")
-        assert item.attributes["class"] == verdict.verdict.replace(" ", "-")
-        assert verdict.why in item.text
+        assert item.text.startswith(f"{verdict.word} : {verdict.statement}")
+        assert item.attributes["class"] == verdict.word.replace(" ", "-")
+        assert verdict.reason in item.text
         assert verdict.source in item.text
-        if verdict.value is not None and verdict.interval:
-            low, high = verdict.interval
-            numbers = f"{verdict.value:+.2f} {verdict.unit}, 95% interval {low:+.2f} to {high:+.2f}"
-            assert numbers in item.text
-    counts = Counter(verdict.verdict for verdict in judge(questions(groups[0])))
-    said = ", ".join(f"{counts[w]} {w}" for w in ("supported", "contradicted", "not decided"))
-    caption = groups[0].caption[0].upper() + groups[0].caption[1:]
-    assert f"{said}. {caption}." in page.text
+        bars = [svg for svg in item.find("svg") if svg.attributes["class"] == "bar"]
+        assert len(bars) == (verdict.interval is not None)
+        if verdict.difference is not None and verdict.interval:
+            low, high = map(signed, verdict.interval)
+            assert f"{signed(verdict.difference)} {verdict.unit}" in item.text
+            assert f"95% interval {low} to {high}" in item.text
+    caption = groups[0].caption()
+    assert f"{caption[0].upper()}{caption[1:]}." in page.text
+
+
+@pytest.mark.parametrize(
+    ("family", "above", "word", "leaning", "said"),
+    [
+        ("plain", True, "supported", "", "Plain nets get worse with depth"),
+        ("plain", True, "contradicted", "", "Plain nets get better with depth"),
+        ("plain", True, "no such effect", "", "Plain nets do not get worse with depth by as much"),
+        ("residual", False, "supported", "", "Residual nets do not get worse with depth"),
+        ("gated", False, "contradicted", "", "Gated nets get worse with depth"),
+        ("residual", False, "indicated", "contradicted", "Residual nets get worse with depth, as"),
+        ("residual", False, "not decided", "", "Whether residual nets get worse with depth is not"),
+    ],
+)
+def test_the_answer_says_what_the_verdict_says(
+    family: str, above: bool, word: str, leaning: str, said: str
+) -> None:
+    made = Verdict(
+        *("x", True, family, "It is so", "here", above, 0.5, -0.5, "points", word, "why"),
+        difference=2.0,
+        interval=(1.0, 3.0),
+        n={"a": 3, "b": 3},
+        leaning=leaning,
+    )
+    assert answer(made)["said"].startswith(said)
+    assert "+2.00 points" in answer(made)["numbers"]
+    assert "n = 3" in answer(made)["numbers"]
+
+
+def test_a_bar_puts_the_number_between_the_ends_of_its_interval() -> None:
+    made = Verdict(
+        *("x", True, "plain", "It is so", "here", True, 0.5, -0.5, "points", "supported", "above"),
+        difference=2.0,
+        interval=(1.0, 3.0),
+    )
+    svg = read(str(bar(made))).find("svg")[0]
+    at = {line.attributes["class"]: line.attributes for line in svg.find("line")}
+    left, right = (float(at["interval"][key]) for key in ("x1", "x2"))
+    dot = float(svg.find("circle")[0].attributes["cx"])
+    assert dot == pytest.approx((left + right) / 2, abs=0.1)
+    assert float(at["zero"]["x1"]) < float(at["margin"]["x1"]) < left < right < 320
+    assert bar(replace(made, interval=None)) is None
+
+
+def test_tags_stand_side_by_side(study: Path, page: Element) -> None:
+    table = page.find("section")[0].find("table")[0]
+    assert [th.text for th in table.find("thead")[0].find("th")] == ["net", "no tag", TAG]
+    cells = {tr.children[0].text: [td.text for td in tr.find("td")] for tr in table.find("tr")}
+    assert cells["plain-20"] == ["9.65 ± 0.21 (0.80 ± 0.14)"] * 2
 
 
 def test_the_table_is_table_6(study: Path, page: Element) -> None:
-    tables = [t for t in page.find("table") if len(t.find("thead")[0].find("th")) == len(HEADERS)]
+    tables = [t for t in page.find("table") if "published" in t.find("caption")[0].text]
     for table, group in zip(tables, collect(str(study), EXPERIMENT), strict=True):
-        assert [th.text for th in table.find("thead")[0].find("th")] == list(HEADERS)
-        shown = [
-            tuple(cell.text for cell in line.children) for line in table.find("tbody")[0].children
-        ]
-        assert shown == rows(group)
+        headers, cells = filled(rows(group))
+        assert "difference" not in headers  # from the paper's values, which are on other data
+        assert [th.text for th in table.find("thead")[0].find("th")] == headers
+        shown = [[cell.text for cell in line.children] for line in table.find("tbody")[0].children]
+        assert shown == cells
         assert len(shown) == 8
         assert all(note in page.text for note in notes(group))
 
@@ -311,7 +376,7 @@ def test_every_run_is_there_with_its_provenance(study: Path, page: Element) -> N
     details = {e.attributes["id"].removeprefix("run-"): e for e in page.find("details")}
     assert details.keys() == names
     links = {unquote(a.attributes["href"]) for a in page.find("a")}
-    assert links == {f"#run-{name}" for name in names}
+    assert links == {*(f"#run-{name}" for name in names), "#rules"}
     for name, element in details.items():
         run = RunDirectory(study / EXPERIMENT / name)
         summary = run.summary()
@@ -508,13 +573,19 @@ in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium
 
 
 def look(
-    page: Path, folder: Path, width: int, dark: bool = False, anchor: str = "", height: int = 1500
+    page: Path,
+    folder: Path,
+    width: int,
+    dark: bool = False,
+    anchor: str = "",
+    height: int = 1500,
+    probe: str = PROBE,
 ) -> tuple[dict[str, object], Path]:
     """What the browser says of a page at a width, and a picture of it."""
     text = page.read_text()
     assert text.count("</body>") == 1
     listen = "<script>errors = []; onerror = m => errors.push(m)</script>"
-    text = text.replace("</head>", f"{listen}</head>").replace("</body>", f"{PROBE}</body>")
+    text = text.replace("</head>", f"{listen}</head>").replace("</body>", f"{probe}</body>")
     (folder / "probed.html").write_text(text)
     frame = folder / "frame.html"
     frame.write_text(FRAME.format(width=width, height=height, anchor=anchor))
@@ -575,3 +646,58 @@ def test_a_link_to_a_run_opens_its_provenance(study: Path, tmp_path: Path, name:
     seen, _ = look(study / EXPERIMENT / "report.html", tmp_path, 1280, anchor=f"#run-{name}")
     assert seen["open"] == [f"run-{name}"]
     assert seen["errors"] == []
+
+
+AXE = """
+<script>
+const only = { resultTypes: ["violations"] };
+addEventListener("load", () => axe.run(document, only).then(found =>
+  parent.postMessage(JSON.stringify({ violations: found.violations.map(v =>
+    `${v.impact} ${v.id}: ${v.nodes[0].html.slice(0, 99)}`), passes: found.passes.length }), "*")));
+</script>
+"""
+
+
+@in_a_browser
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_axe_finds_nothing_serious(study: Path, tmp_path: Path, width: int, dark: bool) -> None:
+    """Whoever reads by keyboard, by ear or with poor sight reads it too."""
+    axe = files("axe_core_python").joinpath("axe.min.js").read_text()
+    probe = f"<script>{axe}</script>{AXE}"
+    seen, _ = look(study / EXPERIMENT / "report.html", tmp_path, width, dark, probe=probe)
+    assert isinstance(seen["passes"], int)
+    assert seen["passes"] > 10
+    found = seen["violations"]
+    assert isinstance(found, list)
+    assert [v for v in found if v.startswith(("serious", "critical"))] == []
+
+
+@in_a_browser
+@pytest.mark.skipif(shutil.which("pdftotext") is None, reason="there is no pdftotext here")
+def test_nothing_is_cut_on_paper(study: Path, tmp_path: Path) -> None:
+    page, pdf = study / EXPERIMENT / "report.html", tmp_path / "page.pdf"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    flags += ["--disable-background-networking", "--disable-sync", f"--print-to-pdf={pdf}"]
+    words = [str(CHROMIUM), *flags, page.as_uri()]
+    subprocess.run(words, capture_output=True, timeout=120, check=True)
+    text = subprocess.run(["pdftotext", str(pdf), "-"], capture_output=True, text=True, check=True)
+    printed = re.sub(r"\s+", "", text.stdout)
+    (base, _) = collect(str(study), EXPERIMENT)
+    headers, cells = filled(rows(base))
+    words = [word for cell in (*headers, *cells[0]) for word in cell.split()]
+    for said in (*words, *commands(base)):
+        assert re.sub(r"\s+", "", said) in printed
+
+
+def test_a_study_is_made_again_by_one_line(tmp_path: Path) -> None:
+    words = ["data=digits", "recipe=digits", "recipe.iterations=20", "experiment=smoke", "seed=0,1"]
+    sweep = [*words, "model=plain,residual", "depth=8,14", f"outputs={tmp_path}"]
+    runs = expand("train", [sweep], None)
+    for run in runs:
+        write(run)
+    (group,) = collect(str(tmp_path), "smoke")
+    assert commands(group) == ["resrepro reproduce study=smoke seed=0,1"]
+    write(replace(runs[0], seed=2))  # one more than the study makes with these seeds
+    (group,) = collect(str(tmp_path), "smoke")
+    assert len(commands(group)) > 1

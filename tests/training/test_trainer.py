@@ -843,6 +843,22 @@ def test_a_captured_step_never_uses_a_stale_rate(quick: Callable[..., Config]) -
     assert len(captured) == 3
 
 
+def test_three_iterations_go_before_a_capture() -> None:
+    """PyTorch asks for some: they allocate, and cuDNN chooses its algorithms."""
+    order: list[str] = []
+
+    def capture(run: Callable[[], None]) -> Callable[[], None]:
+        order.append("capture")
+        return lambda: order.append("replay")
+
+    graph = StepGraph(lambda *_: iter(()))
+    graph.capture = capture  # type: ignore[method-assign, assignment]
+    graph.eagerly = lambda *_: order.append("eager")  # type: ignore[method-assign, assignment]
+    for _ in range(5):
+        graph(torch.zeros(1), torch.zeros(1), 0.1)
+    assert order == ["eager", "eager", "eager", "capture", "replay", "replay"]
+
+
 def test_a_captured_step_is_for_gpus(quick: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match="cuda_graph=true: is for NVIDIA GPUs"):
         quietly(quick("cuda_graph=true"))

@@ -14,11 +14,12 @@ from markupsafe import Markup
 
 from resrepro import __version__
 from resrepro.configuration import composition
-from resrepro.configuration.schema import WHEREABOUTS, Config, flatten
+from resrepro.configuration.schema import WHEREABOUTS, Config, config_hash, flatten
+from resrepro.errors import ConfigError
 from resrepro.files import write_atomically
 from resrepro.paper import table
-from resrepro.paper.claims import row
-from resrepro.paper.curves import Group, Run
+from resrepro.paper.claims import row, seeds_text, signed
+from resrepro.paper.curves import Group, Run, recipe_text
 from resrepro.paper.figures import DESCRIPTIONS, Drawn
 from resrepro.paper.verdicts import WORDS, Verdict
 from resrepro.progress import duration
@@ -55,7 +56,8 @@ def write_report(experiment: str, parts: list[Part], file: Path) -> Path:
         experiment=experiment,
         version=__version__,
         parts=[_shown(part) for part in parts],
-        table_headers=table.HEADERS,
+        side_by_side=side_by_side([part.group for part in parts]),
+        is_constructed=any(part.group.constructed for part in parts),
     )
     write_atomically(file, page.encode())
     return file
@@ -70,13 +72,89 @@ def _shown(part: Part) -> dict[str, Any]:
         "counts": {
             word: sum(v.primary and v.word == word for v in part.verdicts) for word in WORDS
         },
-        "verdicts": [{"cells": row(v), "verdict": v} for v in part.verdicts],
+        "answers": [answer(v) for v in part.verdicts if v.id.endswith("-train") and v.primary],
+        "verdicts": [
+            {"cells": row(v), "verdict": v, "seeds": v.n and seeds_text(v), "bar": bar(v)}
+            for v in part.verdicts
+        ],
+        "schedule": recipe_text(group.config),
         "figures": [_figure(drawn) for drawn in part.figures],
-        "table": table.rows(group),
+        "table": table.filled(table.rows(group)),
         "notes": table.notes(group),
         "runs": [_run(run) for net in group.nets for run in net.runs]
         + [_run(run) for run in group.constructed],
         "commands": commands(group),
+    }
+
+
+def answer(verdict: Verdict) -> dict[str, str]:
+    """What the runs say of a family's training error, in a few words and with the numbers."""
+    rises, falls = "get worse with depth", "do not get worse with depth"
+    if verdict.above:  # that plain nets do is the claim
+        words = {"supported": rises, "contradicted": "get better with depth"}
+    else:
+        words = {"supported": falls, "contradicted": rises}
+    words["no such effect"] = f"{falls} by as much as counts"
+    word = verdict.leaning or verdict.word
+    said = f"{verdict.family} nets {words[word]}" if word in words else ""
+    if verdict.word == "indicated":
+        said += ", as far as one seed can tell"
+    if not said:
+        said = f"whether {verdict.family} nets get worse with depth is not decided"
+    numbers = verdict.reason
+    if verdict.difference is not None and verdict.interval:
+        low, high = map(signed, verdict.interval)
+        numbers = (
+            f"{signed(verdict.difference)} points of training error from the shallow to the deep "
+            f"net, 95% interval {low} to {high}, n = {seeds_text(verdict)}"
+        )
+    return {"said": said[0].upper() + said[1:], "numbers": numbers}
+
+
+BAR_WIDTH, BAR_HEIGHT = 320, 18
+
+
+def bar(verdict: Verdict) -> Markup | None:
+    """A verdict's interval as a small drawing, zero and the margin marked; None without one."""
+    if verdict.interval is None or verdict.difference is None:
+        return None
+    marks = [*verdict.interval, verdict.margin, 0.0]
+    low, high = min(marks), max(marks)
+    room = 0.06 * (high - low) or 1.0
+
+    def x(value: float) -> float:
+        return BAR_WIDTH * (value - low + room) / (high - low + 2 * room)
+
+    left, right = map(x, verdict.interval)
+    middle = BAR_HEIGHT / 2
+    # Numbers alone.
+    return Markup(  # noqa: S704
+        f'<svg class="bar" viewBox="0 0 {BAR_WIDTH} {BAR_HEIGHT}" aria-hidden="true">'
+        f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="2" y2="{BAR_HEIGHT - 2}"/>'
+        f'<line class="margin" x1="{x(verdict.margin):.1f}" x2="{x(verdict.margin):.1f}" y1="0" '
+        f'y2="{BAR_HEIGHT}"/>'
+        f'<line class="interval" x1="{left:.1f}" x2="{right:.1f}" y1="{middle}" y2="{middle}"/>'
+        f'<circle cx="{x(verdict.difference):.1f}" cy="{middle}" r="4.5"/></svg>'
+    )
+
+
+def side_by_side(groups: list[Group]) -> dict[str, Any] | None:
+    """The final errors of every net, a column for each tag; None where there is one."""
+    if len(groups) < 2:
+        return None
+    nets = {net.name: None for group in groups for net in group.nets if net.complete}
+    cells = [
+        {
+            net.name: f"{table.mean(run.final_test_error for run in net.complete)} "
+            f"({table.mean(run.clean_train_error for run in net.complete)})"
+            for net in group.nets
+            if net.complete
+        }
+        for group in groups
+    ]
+    return {
+        "headers": ["net", *(group.tag or "no tag" for group in groups)],
+        "rows": [[name, *(of_tag.get(name, "") for of_tag in cells)] for name in nets],
     }
 
 
@@ -130,11 +208,36 @@ def _run(run: Run) -> dict[str, Any]:
 def commands(group: Group) -> list[str]:
     """The commands that make the group's runs again, and this page.
 
-    A line for each family and its seeds, then one for each constructed solution.
+    One for all where they are a study's; else a line for each family and its seeds, then one for
+    each constructed solution.
     """
+    if study := _reproduce(group):
+        return [study]
     runs = [run for net in group.nets for run in net.runs]
     made = [_construct(group, run) for run in (*group.constructed, *runs) if run.origin]
     return [*_sweeps(group), *made, f"resrepro report {_word('experiment', group.experiment)}"]
+
+
+def _reproduce(group: Group) -> str | None:
+    """The command that makes just these runs, where there is a study of the experiment's name."""
+    with composition.search_path(None) as loader:
+        if group.tag or group.experiment not in loader.config_loader.get_group_options("study"):
+            return None
+        study = composition.load(loader, "reproduce", [f"study={group.experiment}"]).study
+    runs = [run.config for net in group.nets for run in net.runs]
+    seeds = sorted({run.seed for run in runs})
+    seed = f"seed={_listed(seeds)}"
+    common = [f"experiment={study.name}", *composition.words_of(study.overrides), seed]
+    sweeps = [common + composition.words_of(sweep) for sweep in study.runs]
+    try:
+        planned = composition.expand("train", sweeps, None)
+    except ConfigError:  # it needs a folder of images, say
+        return None
+    if {(r.name, config_hash(r)) for r in planned} != {(r.name, config_hash(r)) for r in runs}:
+        return None
+    if group.constructed and "constructed" not in study.artefacts:
+        return None
+    return f"resrepro reproduce study={study.name}{'' if seeds == [0] else f' {seed}'}"
 
 
 def _sweeps(group: Group) -> list[str]:

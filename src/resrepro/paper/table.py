@@ -54,6 +54,12 @@ def rows(group: Group) -> list[tuple[str, ...]]:
     return made
 
 
+def filled(table: list[tuple[str, ...]]) -> tuple[list[str], list[list[str]]]:
+    """The headers and rows of a table without its empty columns."""
+    used = [i for i, cells in enumerate(zip(*table, strict=True)) if any(cells)]
+    return [HEADERS[i] for i in used], [[row[i] for i in used] for row in table]
+
+
 def _published(net: Net) -> Published:
     return PUBLISHED.get((net.model, net.depth), Published())
 
@@ -109,7 +115,10 @@ def write_table(group: Group, folder: Path) -> Path:
     table = rows(group)
     folder.mkdir(parents=True, exist_ok=True)
     align = ("left", *["right"] * (len(HEADERS) - 1))
-    markdown = tabulate(table, HEADERS, "github", colalign=align, disable_numparse=True)
+    headers, cells = filled(table)
+    markdown = tabulate(
+        cells, headers, "github", colalign=align[: len(headers)], disable_numparse=True
+    )
     text = "\n\n".join([f"# Table 6: {group.title}", markdown, *notes(group)])
     write_atomically(folder / f"{stem}.md", f"{text}\n".encode())
 
