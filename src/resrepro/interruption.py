@@ -31,6 +31,11 @@ def check() -> None:
         raise Interrupted(_received)
 
 
+def is_requested() -> bool:
+    """Whether a signal has come."""
+    return _received is not None
+
+
 @contextmanager
 def noted() -> Iterator[None]:
     """Within the block SIGINT raises KeyboardInterrupt, as ever, and is remembered as well.

@@ -57,6 +57,13 @@ def parse(words: list[str]) -> argparse.Namespace:
                 "of yours with --config-dir DIR"
             )
     for word in args.overrides:
+        if group := re.match(r"\+*(model|data|recipe|study)=([\[{])", word):
+            advice = (
+                f"-m sweeps over several: -m {group[1]}=A,B"
+                if group[2] == "["
+                else f"{group[1]}.KEY=VALUE changes a value"
+            )
+            raise ConfigError(f"{word}: {group[1]} takes one name; {advice}")
         if word.lstrip("+~").startswith("="):
             raise ConfigError(f"{word}: has no key; say key{word.lstrip('+~')}")
     return args
@@ -127,6 +134,9 @@ def expand(command: str, sweeps: list[list[str]], config_dir: str | None) -> lis
                         f"two runs would share {run.directory} ({'; '.join(values)}); give each a "
                         f"place of its own, as in 'tag={word}'"
                     )
+    if not runs:
+        words = " ".join(word for sweep in sweeps for word in sweep)
+        raise ConfigError(f"{words or 'no runs'}: these words make no run")
     return list(runs.values())
 
 

@@ -75,22 +75,41 @@ class RunDirectory:
     def open(self, config: Config) -> None:
         """Makes the directory, or checks that it holds the same run.
 
+        Where the run that it holds has no checkpoint and no row, this one takes its place: there
+        is nothing to protect, and what kept that one from training may just have been mended.
+
         Raises:
             ConfigError: it holds another configuration.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if self.exists():
-            if differ := differences(self.config(), config):
+            if (differ := differences(self.config(), config)) and not self._was_emptied():
                 values = [f"{key} {there}, here {here}" for key, (there, here) in differ.items()]
                 raise ConfigError(
                     f"{self.path} holds another configuration ({'; '.join(values)}); give this "
                     "run a place of its own with tag=WORD or experiment=NAME"
                 )
-            if self.config().name == config.name:
+            if not differ and self.config().name == config.name:
                 return
-        text = OmegaConf.to_yaml(OmegaConf.create(config.to_dict()))
-        write_atomically(self._config_file, text.encode())
         self._config = config
+        self._write_config()
+
+    def _write_config(self) -> None:
+        text = OmegaConf.to_yaml(OmegaConf.create(self.config().to_dict()))
+        write_atomically(self._config_file, text.encode())
+
+    def _was_emptied(self) -> bool:
+        """Empties a directory that protects nothing, unless a process trains there; whether it did."""
+        try:
+            with self.locked():
+                if self.has_checkpoint() or self._has_rows():
+                    return False
+                for file in (self._summary_file, self._metrics_file, self._responses_file):
+                    file.unlink(missing_ok=True)
+                self.log("never trained; another configuration takes its place")
+        except Locked:
+            return False
+        return True
 
     def config(self) -> Config:
         """The run's configuration.
@@ -172,6 +191,8 @@ class RunDirectory:
 
     def write_summary(self, summary: dict[str, Any], rows: Sequence[Row]) -> None:
         """Replaces summary.json; adds what ties it to metrics.csv and to itself."""
+        if not self._config_file.exists():  # removed while the run went on
+            self._write_config()
         body = summary | {
             "name": self.config().name,
             "config_hash": config_hash(self.config()),

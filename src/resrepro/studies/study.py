@@ -194,7 +194,8 @@ def _train_all(runs: list[Config], shares: Shares, display: "Display") -> None:
     stopping = threading.Event()
 
     def train_next(run: Config) -> None:
-        if not stopping.is_set():
+        # Ctrl-C reaches the runs as well: one may end before this process has looked.
+        if not stopping.is_set() and not interruption.is_requested():
             device = free.pop()
             try:
                 here = replace(run, device=device, threads=run.threads or shares.threads)
@@ -238,7 +239,7 @@ def _train_in_process(
         raise
     finally:
         process.join()
-    if process.exitcode < 0:
+    if process.exitcode < 0 and not told_to_stop:
         display.tell(run, f"{run.name}: its process died of signal {-process.exitcode}")
 
 
