@@ -17,7 +17,7 @@ from made_up import DIGITS, EXPERIMENT, PAPER, config, write, write_nets
 from resrepro.configuration.composition import expand, parse
 from resrepro.configuration.schema import Config, Data, Recipe, WarmUp, config_hash
 from resrepro.paper.artefacts import make_artefacts
-from resrepro.paper.claims import questions
+from resrepro.paper.claims import numbers, questions, seeds_text, signed, tally
 from resrepro.paper.curves import collect
 from resrepro.paper.report import commands
 from resrepro.paper.table import HEADERS, notes, rows
@@ -275,20 +275,22 @@ def test_every_verdict_is_there_with_its_numbers(study: Path, page: Element) -> 
         for li in ul.children
     ]
     groups = collect(str(study), EXPERIMENT)
-    verdicts = [verdict for group in groups for verdict in judge(questions(group))]
-    assert len(items) == len(verdicts) == 26
-    assert len({verdict.verdict for verdict in verdicts}) > 1
+    verdicts = [verdict for group in groups for verdict in judge(questions(numbers(group)))]
+    assert len(items) == len(verdicts) == 30
+    assert len({verdict.word for verdict in verdicts}) > 1
     for item, verdict in zip(items, verdicts, strict=True):
-        assert item.text.startswith(f"{verdict.verdict} : {verdict.claim}")
-        assert item.attributes["class"] == verdict.verdict.replace(" ", "-")
-        assert verdict.why in item.text
+        assert item.text.startswith(f"{verdict.word} : {verdict.statement}")
+        assert item.attributes["class"] == verdict.word.replace(" ", "-")
+        assert verdict.reason in item.text
         assert verdict.source in item.text
-        if verdict.value is not None and verdict.interval:
-            low, high = verdict.interval
-            numbers = f"{verdict.value:+.2f} {verdict.unit}, 95% interval {low:+.2f} to {high:+.2f}"
-            assert numbers in item.text
-    counts = Counter(verdict.verdict for verdict in judge(questions(groups[0])))
-    said = ", ".join(f"{counts[w]} {w}" for w in ("supported", "contradicted", "not decided"))
+        if verdict.difference is not None:
+            said = f"{signed(verdict.difference)} {verdict.unit}"
+            assert f"n = {seeds_text(verdict)}; " in item.text
+            if verdict.interval:
+                low, high = verdict.interval
+                said += f", 95% interval {signed(low)} to {signed(high)}"
+            assert said in item.text
+    said = f"Primary claims: {tally(judge(questions(numbers(groups[0]))))}"
     caption = groups[0].caption[0].upper() + groups[0].caption[1:]
     assert f"{said}. {caption}." in page.text
 

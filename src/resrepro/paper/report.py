@@ -17,10 +17,10 @@ from resrepro.configuration import composition
 from resrepro.configuration.schema import WHEREABOUTS, Config, flatten
 from resrepro.files import write_atomically
 from resrepro.paper import table
-from resrepro.paper.claims import row
+from resrepro.paper.claims import row, tally
 from resrepro.paper.curves import Group, Run
 from resrepro.paper.figures import DESCRIPTIONS
-from resrepro.paper.verdicts import WORDS, Verdict
+from resrepro.paper.verdicts import Verdict
 from resrepro.progress import duration
 
 
@@ -67,9 +67,7 @@ def _shown(part: Part) -> dict[str, Any]:
         "title": group.title,
         "caption": group.caption,
         "missing": part.missing,
-        "counts": {
-            word: sum(v.primary and v.word == word for v in part.verdicts) for word in WORDS
-        },
+        "tally": tally(part.verdicts),
         "verdicts": [{"cells": row(v), "verdict": v} for v in part.verdicts],
         "figures": [_figure(file, group) for file in part.figures],
         "table": table.rows(group),
