@@ -24,7 +24,7 @@ def make(outputs: Path, *artefacts: str) -> list[str]:
 
 
 def verdicts(folder: Path, stem: str = "claims") -> dict[str, dict[str, Any]]:
-    return {entry["key"]: entry for entry in json.loads((folder / f"{stem}.json").read_text())}
+    return {entry["id"]: entry for entry in json.loads((folder / f"{stem}.json").read_text())}
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ def test_half_a_sweep_gives_all_artefacts_and_names_what_is_missing(half_finishe
 
     made = verdicts(folder)
     assert made["plain-train"]["n"] == {"plain-32": 1, "plain-20": 2}
-    assert made["residual-beats-plain-shallow"]["n"] == {"plain-20": 2, "ResNet-20": 1}
-    assert made["residual-train"]["why"] == "needs ResNet-56"
+    assert made["plain-test"]["n"] == {"plain-32": 1, "plain-20": 2}
+    assert made["residual-train"]["reason"] == "needs ResNet-56"
     page = (folder / "report.html").read_text()
     assert all(lack in page for lack in HALF_MISSING)
     assert lines[-1] == str(folder / "report.html")
@@ -82,7 +82,7 @@ def test_without_a_complete_run_there_are_figures_and_open_claims(tmp_path: Path
     lines = make(tmp_path, "report")
     folder = tmp_path / EXPERIMENT
     assert {file.stem for file in (folder / "figures").iterdir()} == {"figure1", "figure6"}
-    assert {entry["verdict"] for entry in verdicts(folder).values()} == {"not decided"}
+    assert {entry["word"] for entry in verdicts(folder).values()} == {"not decided"}
     assert "missing: figure7 is not drawn: it needs complete runs with their checkpoints" in lines
     with (folder / "tables/table6.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == []
@@ -147,11 +147,15 @@ def test_lines_name_every_verdict_and_every_file(tmp_path: Path) -> None:
     lines = make(tmp_path, "figure1", "figure6", "table6", "claims")
     folder = tmp_path / EXPERIMENT
     for entry in verdicts(folder).values():
-        assert f"{entry['verdict']:<13}{entry['claim']}" in lines
+        seeds = f", n = {min(entry['n'].values())}" if entry["n"] else ""
+        (at,) = (i for i, line in enumerate(lines) if entry["statement"] in line)
+        assert lines[at] == f"{entry['word']:<16}{entry['statement']}{seeds}"
+        if entry["word"] == "not decided":
+            assert lines[at + 1] == f"{'':16}{entry['reason']}"
     files = [line.split(" (")[0] for line in lines if line.startswith(str(folder))]
     names = ("figures/figure1.png", "figures/figure6.png", "tables/table6.md", "claims.md")
     assert files == [str(folder / name) for name in names]
-    assert lines[-1].endswith("claims.md (1 supported, 1 contradicted, 11 not decided)")
+    assert lines[-1].endswith("claims.md (primary claims: 1 supported, 3 not decided)")
 
 
 def test_nets_trained_on_from_a_constructed_one_do_not_stop_the_others(
@@ -237,9 +241,9 @@ def test_other_data_other_width_and_option_b_go_through_everything(
     assert counts["ResNet-14"] == counts["plain-14"] + more
 
     made = verdicts(folder)
-    assert made["construction-exists"]["verdict"] == "supported"
-    decided = {key for key, entry in made.items() if entry["value"] is not None}
-    assert decided == made.keys() - {"110-residual", "110-plain"}
+    assert made["construction-exists"]["word"] == "supported"
+    decided = {key for key, entry in made.items() if entry["difference"] is not None}
+    assert decided == made.keys() - {"110-residual", "110-plain", "1202-train", "1202-test"}
     for model in ("plain", "residual"):
         for depth in (8, 14):
             run = RunDirectory(folder / f"{model}-{depth}-s0")

@@ -18,7 +18,7 @@ from made_up import DIGITS, EXPERIMENT, PAPER, config, write, write_nets
 from resrepro.configuration.composition import expand, parse
 from resrepro.configuration.schema import Config, Data, Recipe, WarmUp, config_hash
 from resrepro.paper.artefacts import make_artefacts
-from resrepro.paper.claims import numbers, questions, signed
+from resrepro.paper.claims import numbers, questions, seeds_text, signed, tally
 from resrepro.paper.curves import collect
 from resrepro.paper.report import answer, bar, commands
 from resrepro.paper.table import filled, notes, rows
@@ -305,6 +305,10 @@ def test_every_verdict_is_there_with_its_numbers(study: Path, page: Element) -> 
             low, high = map(signed, verdict.interval)
             assert f"{signed(verdict.difference)} {verdict.unit}" in item.text
             assert f"95% interval {low} to {high}" in item.text
+        if verdict.n:
+            assert f"n = {seeds_text(verdict)}" in item.text
+    of_first = judge(questions(numbers(groups[0])))
+    assert f"Primary claims: {tally(of_first)}." in page.text
     caption = groups[0].caption()
     assert f"{caption[0].upper()}{caption[1:]}." in page.text
 

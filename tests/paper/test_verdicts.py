@@ -1,95 +1,146 @@
 import itertools
 import math
-import re
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from resrepro.paper.verdicts import (
     LEVEL,
-    MOST_SEEDS,
-    Estimate,
+    Pool,
     Question,
+    Sample,
     Term,
     Verdict,
     difference,
+    half_width,
     holm,
     judge,
     p_value,
+    pool,
 )
 
-# Errors as test sets give them: hundredths of a percent.
-ERRORS = st.integers(0, 9999).map(lambda hundredths: hundredths / 100)
-SAMPLES = st.lists(ERRORS, min_size=2, max_size=7)
+N = 10_000
+ASSUMED = 0.3
 
 
-def of_seeds(values: list[float]) -> Estimate:
-    return Estimate(float(np.mean(values)), float(np.var(values, ddof=1)), len(values), False)
-
-
-def against(deep: Estimate, shallow: Estimate) -> tuple[Term, Term]:
-    return Term(1, "deep", deep), Term(-1, "shallow", shallow)
+def sample(*values: float, net: str = "net", images: int | None = N) -> Sample:
+    return Sample(net, values, images)
 
 
 def question(
-    terms: tuple[Term, ...], margin: float = 0.5, above: bool = True, key: str = "key"
+    deep: tuple[float, ...],
+    shallow: tuple[float, ...],
+    *others: tuple[float, ...],
+    id: str = "id",  # noqa: A002
+    above: bool = True,
+    margin: float = 0.5,
+    opposite: float | None = None,
+    primary: bool = True,
+    images: int | None = N,
+    unlearned: str = "",
 ) -> Question:
-    return Question(key, "a claim", "a source", terms, above, margin, "points")
+    """Whether deep less shallow is above its margin; other nets lend their spread."""
+    nets = [sample(*values, net=f"net {i}", images=images) for i, values in enumerate(others)]
+    terms = (
+        Term(1, sample(*deep, net="deep", images=images)),
+        Term(-1, sample(*shallow, net="shallow", images=images)),
+    )
+    return Question(
+        id,
+        primary,
+        "plain",
+        "a claim",
+        "a source",
+        terms,
+        pool([*(term.sample for term in terms), *nets], ASSUMED),
+        above,
+        margin,
+        -margin if opposite is None else opposite,
+        "points",
+        unlearned=unlearned,
+    )
 
 
-def judged(
-    deep: list[float], shallow: list[float], margin: float = 0.5, above: bool = True
-) -> Verdict:
-    terms = against(of_seeds(deep), of_seeds(shallow))
-    (verdict,) = judge([question(terms, margin, above)])
+def judged(*nets: tuple[float, ...], **keys: object) -> Verdict:
+    (verdict,) = judge([question(*nets, **keys)])  # type: ignore[arg-type]
     return verdict
 
 
-@given(deep=SAMPLES, shallow=SAMPLES)
-def test_two_nets_are_compared_by_welchs_test(deep: list[float], shallow: list[float]) -> None:
-    assume(len(set(deep)) > 1 and len(set(shallow)) > 1)
-    value, error, freedom = difference(against(of_seeds(deep), of_seeds(shallow)))
-    scipys = stats.ttest_ind(deep, shallow, equal_var=False)
-    assert value == pytest.approx(np.mean(deep) - np.mean(shallow), abs=1e-9)
-    assert freedom == pytest.approx(scipys.df, rel=1e-6)
-    assert p_value(value, error, freedom, 0) == pytest.approx(scipys.pvalue, rel=1e-6, abs=1e-12)
+def log_odds(*percent: float) -> np.ndarray:
+    p = np.array(percent) / 100
+    return np.log(p / (1 - p))
 
 
-@given(deep=SAMPLES, shallow=SAMPLES, margin=st.floats(-5, 5))
-def test_a_margin_is_a_shift_of_one_sample(
-    deep: list[float], shallow: list[float], margin: float
-) -> None:
-    assume(len(set(deep)) > 1 and len(set(shallow)) > 1)
-    verdict = judged(deep, shallow, margin)
-    moved = stats.ttest_ind(np.array(deep) - margin, shallow, equal_var=False)
-    assert verdict.p_adjusted == pytest.approx(moved.pvalue, rel=1e-6, abs=1e-12)
-    interval = stats.ttest_ind(deep, shallow, equal_var=False).confidence_interval(0.95)
-    assert verdict.interval == pytest.approx((interval.low, interval.high), rel=1e-6, abs=1e-9)
+def test_spreads_are_pooled_over_nets_by_their_degrees_of_freedom() -> None:
+    made = pool([sample(8.0, 9.0, 10.0), sample(30.0, 33.0), sample(5.0)], ASSUMED)
+    a, b = log_odds(8, 9, 10).var(ddof=1), log_odds(30, 33).var(ddof=1)
+    assert made.freedom == 3
+    assert made.variance == pytest.approx((2 * a + b) / 3)
+    assert pool([sample(5.0)], ASSUMED) == Pool(0.0, 0, ASSUMED)
 
 
-@given(samples=st.lists(SAMPLES, min_size=4, max_size=4))
-def test_four_nets_have_the_sum_of_their_variances(samples: list[list[float]]) -> None:
-    variances = [np.var(s, ddof=1) / len(s) for s in samples]
-    assume(all(variances))
-    signs = (1, -1, -1, 1)
-    terms = tuple(Term(sign, "net", of_seeds(s)) for sign, s in zip(signs, samples, strict=True))
-    value, error, freedom = difference(terms)
-    a, b, c, d = (np.mean(s) for s in samples)
-    assert value == pytest.approx(a - b - c + d, abs=1e-9)
-    assert error**2 == pytest.approx(sum(variances))
-    parts = sum(v**2 / (len(s) - 1) for v, s in zip(variances, samples, strict=True))
-    assert freedom == pytest.approx(sum(variances) ** 2 / parts)
+def test_the_pooled_spread_is_carried_back_by_p_times_one_less_p() -> None:
+    asked = question((9.0, 9.1, 9.2), (40.0, 40.5, 40.1), (60.0, 70.0, 64.0))
+    spread = asked.pool.variance
+    value, error, freedom = difference(asked)
+    deviations = [9.1 * 0.909, 40.2 * 0.598]
+    assert value == pytest.approx(9.1 - 40.2)
+    assert error == pytest.approx(math.sqrt(sum(spread * d**2 / 3 for d in deviations)), rel=1e-6)
+    assert freedom == 6
 
 
-def test_one_net_against_a_number_is_the_one_sample_test() -> None:
-    values = [40.0, 43.5, 41.2, 44.9]
-    value, error, freedom = difference((Term(1, "net", of_seeds(values)),))
-    scipys = stats.ttest_1samp(values, 45)
-    assert freedom == pytest.approx(3)
-    assert p_value(value, error, freedom, 45) == pytest.approx(scipys.pvalue)
+def test_a_net_with_a_larger_spread_than_the_pooled_one_counts_with_it() -> None:
+    quiet = [(9.0, 9.01), (5.0, 5.01), (4.0, 4.01)]
+    wild = (12.0, 14.0)
+    asked = question(wild, quiet[0], *quiet[1:])
+    own = log_odds(*wild).var(ddof=1)
+    assert own > 3 * asked.pool.variance
+    _, error, _ = difference(asked)
+    expected = math.sqrt(own * (13 * 0.87) ** 2 / 2 + own * (9.005 * 0.90995) ** 2 / 2)
+    assert error == pytest.approx(expected)
+
+
+def test_responses_have_the_spread_of_their_logarithm() -> None:
+    asked = question((0.1, 0.4, 0.2), (0.0, 0.2, 0.1), images=None, margin=-0.05, above=False)
+    _, error, freedom = difference(asked)
+    assert error == pytest.approx(math.sqrt(2 * np.var([0.1, 0.4, 0.2], ddof=1) / 3))
+    assert freedom == 4
+
+
+@pytest.mark.parametrize("images", [N, 359])
+@pytest.mark.parametrize("deep", [8.51, 8.4, 20.0])
+def test_seeds_that_tie_decide_nothing_by_themselves(deep: float, images: int) -> None:
+    verdict = judged((deep, deep), (8.0, 8.0), images=images)
+    assert (verdict.word, verdict.interval, verdict.p) == ("not decided", None, None)
+    assert verdict.reason == "all seeds tie, so their spread is not known"
+    # Nor do they make another net's spread smaller than it is.
+    among = judged((deep, deep), (8.0, 8.0), (5.0, 9.0), (30.0, 44.0), images=images)
+    low, high = among.interval or (0, 0)
+    assert high - low > 2 * 2.7 * 0.2 * 7.4 / 2
+
+
+def test_a_seeds_deviation_is_at_least_half_an_image() -> None:
+    assert sample(8.0, images=359).deviation(1e-9) == pytest.approx(50 / 359)
+    assert sample(8.0, images=None).deviation(0.0) == 0.01
+
+
+def test_no_image_wrong_is_half_an_image_wrong() -> None:
+    made = sample(0.0, 0.0, 0.02)
+    half = 0.5 / N
+    expected = np.var(np.log([half / (1 - half)] * 2 + [0.0002 / 0.9998]), ddof=1)
+    assert made.spread() == pytest.approx(expected)
+    assert math.isfinite(sample(100.0, 100.0).deviation(0.1))
+
+
+@given(t=st.floats(0.01, 20), freedom=st.integers(1, 60), error=st.floats(0.01, 10))
+def test_p_values_and_intervals_are_students(t: float, freedom: int, error: float) -> None:
+    assert p_value(t * error, error, freedom, 0) == pytest.approx(2 * stats.t.sf(t, freedom))
+    assert half_width(error, freedom) == pytest.approx(error * stats.t.ppf(0.975, freedom))
+    assert p_value(t, 1, math.inf, 0) == pytest.approx(2 * stats.norm.sf(t))
+    assert half_width(error, math.inf) == pytest.approx(1.959964 * error)
 
 
 def rejected(p_values: list[float], level: float) -> set[int]:
@@ -132,184 +183,111 @@ def test_holm_keeps_the_order_and_lowers_nothing(p_values: list[float]) -> None:
             assert (x <= y) if a < b else (x >= y)
 
 
-SEEDS = 3
-REPETITIONS = 4000
-SLACK = 3 * math.sqrt(0.05 * 0.95 / REPETITIONS)  # of counting so many, three deviations
-
-
-@pytest.mark.parametrize("deviations", [(0.3, 0.3), (1.0, 0.1), (0.6, 0.2), (0.2, 0.0)])
-def test_at_the_margin_few_verdicts_are_false_and_the_interval_covers_it(
-    deviations: tuple[float, float],
-) -> None:
-    draws = np.random.default_rng(0)
-    samples = draws.normal((10.5, 10.0), deviations, (REPETITIONS, SEEDS, 2))
-    false = missed = 0
-    for sample in samples:
-        deep, shallow = (of_seeds(list(net)) for net in sample.T)
-        value, error, freedom = difference(against(deep, shallow))
-        false += p_value(value, error, freedom, 0.5) < LEVEL
-        missed += abs(value - 0.5) > stats.t.ppf(0.975, freedom) * error
-    assert false / REPETITIONS < 0.05 + SLACK
-    assert missed / REPETITIONS < 0.05 + SLACK
-    assert false > 0
-
-
-def test_of_many_claims_at_their_margins_rarely_one_gets_a_verdict() -> None:
-    draws = np.random.default_rng(1)
-    studies, claims = 150, 6
-    false = 0
-    for _ in range(studies):
-        asked = []
-        for key in range(claims):
-            deep, shallow = draws.normal((12.5, 12.0), (0.7, 0.3), (SEEDS, 2)).T
-            terms = against(of_seeds(list(deep)), of_seeds(list(shallow)))
-            asked.append(question(terms, key=str(key)))
-        false += any(verdict.verdict != "not decided" for verdict in judge(asked))
-    assert false / studies < 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
-
-
-def test_one_seed_with_the_assumed_spread_gives_few_false_verdicts() -> None:
-    draws = np.random.default_rng(2)
-    false = 0
-    for deep, shallow in draws.normal((9.5, 9.0), 0.6, (REPETITIONS, 2)):
-        nets = (Estimate(value, 0.36, 1, True) for value in (deep, shallow))
-        false += p_value(*difference(against(*nets)), 0.5) < LEVEL
-    assert 0.05 - SLACK < false / REPETITIONS < 0.05 + SLACK
-
-
-@pytest.mark.parametrize("above", [True, False])
-def test_a_large_effect_is_found_in_every_repetition(above: bool) -> None:
-    draws = np.random.default_rng(3)
-    for _ in range(100):
-        deep, shallow = draws.normal((16, 9), (0.4, 0.2), (3, 2)).T
-        verdict = judged(list(deep), list(shallow), above=above)
-        assert verdict.verdict == ("supported" if above else "contradicted")
-        assert verdict.n == {"deep": 3, "shallow": 3}
+SHALLOW = (10.0, 10.1, 9.9)
 
 
 @pytest.mark.parametrize(
-    ("deep", "above", "word"),
+    ("deep", "above", "word", "reason"),
     [
-        ([12.0, 12.1, 11.9], True, "supported"),
-        ([12.0, 12.1, 11.9], False, "contradicted"),
-        ([8.0, 8.1, 7.9], True, "contradicted"),
-        ([8.0, 8.1, 7.9], False, "supported"),
-        ([10.4, 10.9, 10.6], True, "not decided"),
-        ([10.4, 10.9, 10.6], False, "not decided"),
+        (12.0, True, "supported", "above the margin of 0.5"),
+        (8.0, True, "contradicted", "below -0.5, the opposite"),
+        (10.0, True, "no such effect", "below the margin of 0.5, and no opposite was found"),
+        (9.45, True, "no such effect", "below the margin of 0.5, and no opposite was found"),
+        (10.6, True, "not decided", "the interval reaches across the margin of 0.5"),
+        (12.0, False, "contradicted", "above 0.5, the opposite"),
+        (8.0, False, "supported", "below the margin of 0.5"),
+        (10.0, False, "supported", "below the margin of 0.5"),
+        (10.6, False, "not decided", "the interval reaches across the margin of 0.5"),
     ],
 )
-def test_a_verdict_follows_the_side_of_the_margin(
-    deep: list[float], above: bool, word: str
-) -> None:
-    verdict = judged(deep, [10.0, 10.1, 9.9], above=above)
-    assert verdict.verdict == word
-    assert verdict.value == pytest.approx(np.mean(deep) - 10)
-    if word != "not decided":
-        side = "above" if np.mean(deep) > 10.5 else "below"
-        assert verdict.why == f"{side} the margin of 0.5"
+def test_the_words_and_their_reasons(deep: float, above: bool, word: str, reason: str) -> None:
+    opposite = -0.5 if above else 0.5
+    verdict = judged((deep, deep + 0.1, deep - 0.1), SHALLOW, above=above, opposite=opposite)
+    assert (verdict.word, verdict.reason) == (word, reason)
+    assert verdict.difference == pytest.approx(deep - 10)
+    assert (verdict.p is not None and verdict.p < LEVEL) == (word != "not decided")
+    assert verdict.n == {"deep": 3, "shallow": 3}
 
 
-def test_other_claims_make_a_claim_harder_to_decide() -> None:
-    near = question(against(of_seeds([11.0, 11.2, 11.6]), of_seeds([10.0, 10.2, 9.8])), key="near")
+def test_what_only_the_correction_prevents_is_not_called_too_near() -> None:
+    near = question((11.0, 11.1, 10.9), SHALLOW, (20.0, 20.6, 19.8), id="near")
     (alone,) = judge([near])
-    p = alone.p_adjusted
-    assert p is not None
-    assert LEVEL / 4 < p < LEVEL
-    open_ones = [
-        question(against(of_seeds([9.0, 11.0, 12.5]), of_seeds([9.0, 12.0])), key=str(i))
-        for i in range(3)
-    ]
-    among_others = judge([near, *open_ones])[0]
-    assert (alone.verdict, among_others.verdict) == ("supported", "not decided")
-    assert among_others.p_adjusted == pytest.approx(4 * p)
-    assert among_others.interval == alone.interval
+    low, _ = alone.interval or (0, 0)
+    assert alone.word == "supported"
+    assert low > 0.5
+    others = [question((10.5, 10.4, 10.6), SHALLOW, id=str(i)) for i in range(40)]
+    verdict = judge([near, *others])[0]
+    assert verdict.word == "not decided"
+    assert verdict.reason == "its interval alone would decide, but not among 41 claims"
+    assert verdict.interval == alone.interval
 
 
-def test_claims_that_cannot_be_tested_do_not_make_others_harder_to_decide() -> None:
-    near = question(against(of_seeds([11.0, 11.2, 11.6]), of_seeds([10.0, 10.2, 9.8])), key="near")
-    certain = Question(
-        "certain",
-        "a claim",
-        "a source",
-        (Term(1, "net", Estimate(0, 0, 3, False)),),
-        False,
-        0.0,
-        "points",
-        certain=True,
+def test_claims_without_runs_and_secondary_ones_are_counted_as_they_should() -> None:
+    near = question((11.0, 11.1, 10.9), SHALLOW, id="near")
+    missing = Question(
+        "lacking", True, "plain", "c", "s", (), near.pool, True, 0.5, -0.5, "points", ("plain-56",)
     )
-    lacking = Question("lacking", "a claim", "a source", (), True, 0.5, "points", ("plain-56",))
+    single = question((11.0,), SHALLOW, id="single")
+    secondary = question((12.0, 12.1), SHALLOW, id="secondary", primary=False)
     (alone,) = judge([near])
-    assert judge([lacking, near, certain])[1] == alone
+    among = {v.id: v for v in judge([near, missing, single, secondary])}
+    assert among["near"].p == pytest.approx(3 * (alone.p or 0))
+    assert [among[name].p for name in ("lacking", "single", "secondary")] == [None] * 3
+    assert (among["lacking"].word, among["lacking"].reason) == ("not decided", "needs plain-56")
+    assert among["secondary"].word == "supported"
 
 
-def test_one_seed_is_judged_by_the_normal_distribution_and_says_so() -> None:
-    one, several = Estimate(12.0, 0.36 + 0.09, 1, True), of_seeds([10.0, 10.0, 10.0])
-    (verdict,) = judge([question(against(one, several))])
-    half = 1.959964 * math.sqrt(0.45)
-    assert verdict.interval == pytest.approx((2 - half, 2 + half), abs=1e-5)
-    assert verdict.p_adjusted == pytest.approx(2 * stats.norm.sf(1.5 / math.sqrt(0.45)))
-    assert verdict.why.endswith("; one seed only of deep, its spread is assumed")
+def test_one_seed_indicates_and_has_no_p_value() -> None:
+    verdict = judged((30.0,), (8.0,))
+    assert (verdict.word, verdict.leaning, verdict.p) == ("indicated", "supported", None)
+    assert verdict.reason == ("for the claim: one seed of deep, shallow, the spread is assumed")
+    variance = sum((ASSUMED * 100 * p * (1 - p)) ** 2 + 1e4 * p * (1 - p) / N for p in (0.3, 0.08))
+    half = 1.959964 * math.sqrt(variance)
+    assert verdict.interval == pytest.approx((22 - half, 22 + half), abs=1e-4)
+    against = judged((8.0,), (30.0,))
+    assert (against.word, against.leaning) == ("indicated", "contradicted")
+    assert against.reason.startswith("against the claim: one seed")
+    near = judged((10.0,), (8.0,))
+    assert (near.word, near.leaning) == ("not decided", "")
+    assert near.reason == (
+        "the interval reaches across the margin of 0.5; one seed of deep, shallow, the spread is "
+        "assumed"
+    )
 
 
-def test_seeds_that_all_agree_decide_by_their_number_alone() -> None:
-    same = [10.0, 10.0, 10.0]
-    higher = judged([11.0, 11.0, 11.0], same)
-    assert (higher.verdict, higher.p_adjusted, higher.interval) == ("supported", 0, (1, 1))
-    assert judged([10.4, 10.4, 10.4], same).verdict == "contradicted"
-    on_it = judged([10.5, 10.5, 10.5], same)
-    assert (on_it.verdict, on_it.p_adjusted) == ("not decided", 1)
+def test_one_seed_of_one_net_indicates_whatever_the_others_have() -> None:
+    verdict = judged((30.0,), (8.0, 8.1, 8.2))
+    assert (verdict.word, verdict.p) == ("indicated", None)
+    assert "one seed of deep," in verdict.reason
+
+
+def test_nets_that_learned_nothing_decide_nothing() -> None:
+    verdict = judged((90.0, 90.1), (80.0, 80.1), unlearned="nothing was learned")
+    assert (verdict.word, verdict.reason, verdict.p) == ("not decided", "nothing was learned", None)
+    assert judged((90.0,), (20.0,), unlearned="x").word == "not decided"
 
 
 @pytest.mark.parametrize(("value", "word"), [(0.0, "supported"), (1e-9, "contradicted")])
-def test_what_was_computed_has_no_p_value(value: float, word: str) -> None:
-    terms = (Term(1, "net", Estimate(value, 0, 1, False)),)
-    asked = Question("key", "a claim", "s", terms, False, 0.0, "points", certain=True)
+def test_what_was_computed_has_no_interval_and_no_p_value(value: float, word: str) -> None:
+    terms = (Term(1, sample(-1.0, value, images=None)),)
+    asked = Question(
+        "id", False, "plain", "c", "s", terms, Pool(0, 0, 1), False, 0, 0, "points", certain=True
+    )
     (verdict,) = judge([asked])
-    assert (verdict.verdict, verdict.p_adjusted) == (word, None)
-    assert "not sampled" in verdict.why
-    assert "assumed" not in verdict.why
+    assert (verdict.word, verdict.interval, verdict.p) == (word, None, None)
+    assert (verdict.difference, verdict.n) == (value, {"net": 2})
+    assert "not sampled" in verdict.reason
 
 
-def test_a_missing_net_leaves_a_claim_undecided_and_is_named() -> None:
-    missing = ("plain-56", "ResNet-20's responses")
-    (verdict,) = judge([Question("key", "a claim", "s", (), True, 0.5, "points", missing)])
-    assert verdict.verdict == "not decided"
-    assert verdict.why == "needs plain-56, ResNet-20's responses"
-    assert (verdict.value, verdict.interval, verdict.p_adjusted) == (None, None, None)
-
-
-@settings(max_examples=60)
-@given(
-    deep=st.lists(st.integers(900, 1200), min_size=2, max_size=4).map(
-        lambda e: [x / 100 for x in e]
-    ),
-    spread=st.integers(1, 100).map(lambda hundredths: hundredths / 100),
-    others=st.integers(0, 4),
+@pytest.mark.parametrize(
+    ("seeds", "planned", "progress"),
+    [((3, 3), None, ""), ((3, 3), 3, ""), ((3, 2), 3, "interim"), ((3, 4), 3, "more than planned")],
 )
-def test_so_many_seeds_as_a_verdict_asks_for_would_decide_and_one_less_would_not(
-    deep: list[float], spread: float, others: int
+def test_fewer_and_more_seeds_than_planned_are_labelled(
+    seeds: tuple[int, int], planned: int | None, progress: str
 ) -> None:
-    assume(len(set(deep)) > 1)
-    shallow = Estimate(10.0, spread, 2, False)
-    on_its_margin = against(Estimate(10.5, 0.1, 9, False), Estimate(10.0, 0.1, 9, False))
-
-    def with_seeds(n: int | None) -> Verdict:
-        nets = [of_seeds(deep), shallow]
-        if n:
-            nets = [Estimate(e.value, e.spread, n, False) for e in nets]
-        asked = [question(on_its_margin, key=str(i)) for i in range(others)]
-        return judge([question(against(*nets)), *asked])[0]
-
-    before = with_seeds(None)
-    assume(before.verdict == "not decided")
-    asked_for = re.search(r"(about|more than) (\d+) seeds a net would decide", before.why)
-    assert asked_for
-    n = int(asked_for[2])
-    most = max(len(deep), 2)
-    assert n > most
-    if asked_for[1] == "more than":
-        assert n == MOST_SEEDS
-        assert with_seeds(n).verdict == "not decided"
-    else:
-        assert with_seeds(n).verdict != "not decided"
-        assert n == most + 1 or with_seeds(n - 1).verdict == "not decided"
+    deep, shallow = (
+        [base + 0.1 * i for i in range(n)] for base, n in zip((12, 10), seeds, strict=True)
+    )
+    (verdict,) = judge([question(tuple(deep), tuple(shallow))], planned)
+    assert (verdict.planned, verdict.progress) == (planned, progress)

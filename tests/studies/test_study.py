@@ -13,11 +13,11 @@ import joblib
 import pytest
 from omegaconf import OmegaConf
 
-from resrepro.configuration.composition import expand, split_words
+from resrepro.configuration.composition import compose_one, expand, split_words
 from resrepro.configuration.schema import Config
 from resrepro.data import load
 from resrepro.errors import ConfigError, ResreproError
-from resrepro.runs.run_directory import Row, RunDirectory
+from resrepro.runs.run_directory import Row, RunDirectory, planned_seeds
 from resrepro.studies import study
 from resrepro.studies.study import OWN_KEYS, Plan, cost, plan_study, run_study, share_out
 
@@ -83,10 +83,39 @@ def test_a_study_is_not_complete_for_data_it_never_saw(
     digest = load(runs[0].data).digest
     for run in runs:
         made_up_run(run, rows(last=300), data_digest=digest)
-    assert run_study(Plan("x", runs, [], 1)) == 0
+    assert run_study(Plan("x", runs, [], 1, None)) == 0
     made_up_run(runs[1], rows(last=300), data_digest="d" * 64)
     with pytest.raises(ResreproError, match=r"residual-14-s0 was trained on other data"):
-        run_study(Plan("x", runs, [], 1))
+        run_study(Plan("x", runs, [], 1, None))
+
+
+def test_a_study_records_how_many_seeds_it_plans(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(study, "_train_all", lambda *_: None)
+    runs = expand("train", [["data=digits", "depth=8", f"outputs={tmp_path}"]], None)
+    folder = tmp_path / runs[0].experiment
+    run_study(Plan("x", runs, [], 1, None))
+    assert planned_seeds(folder) is None
+    run_study(Plan("x", runs, [], 1, seeds=5))
+    assert planned_seeds(folder) == 5
+    run_study(Plan("x", runs, [], 1, seeds=7))
+    assert planned_seeds(folder) == 5
+
+
+@pytest.mark.parametrize("name", ["digits", "figure1", "figure6", "table6"])
+def test_the_studies_plan_seeds(name: str) -> None:
+    composed = compose_one("reproduce", [f"study={name}"])
+    assert composed is not None
+    assert plan_study(composed, [], None).seeds == (10 if name == "digits" else 5)
+
+
+@pytest.mark.parametrize("seeds", ["0", "many", "true", "2.5", "[1,2]"])
+def test_planned_seeds_are_a_number(seeds: str) -> None:
+    composed = compose_one("reproduce", ["study=smoke", f"+study.seeds={seeds}"])
+    assert composed is not None
+    with pytest.raises(ConfigError, match=r"study smoke: seeds=.*: must be 1 or more"):
+        plan_study(composed, [], None)
 
 
 def test_the_gpus_are_shared_out(
@@ -109,7 +138,7 @@ def test_the_longest_runs_are_begun_first(
     monkeypatch.setattr(study, "_train_all", lambda runs, *_: begun.extend(r.depth for r in runs))
     words = ["data=digits", "depth=14,56,8,20", f"outputs={tmp_path}"]
     runs = expand("train", [words], None)
-    assert run_study(Plan("x", runs, [], 1)) == 4
+    assert run_study(Plan("x", runs, [], 1, None)) == 4
     assert begun == [56, 20, 14, 8]
     out = capsys.readouterr().out
     assert "4 runs, 0 of them done, 1 at a time" in out

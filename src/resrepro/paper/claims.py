@@ -10,11 +10,15 @@ from tabulate import tabulate
 
 from resrepro.files import write_atomically
 from resrepro.paper.curves import Group, Run, net_name
-from resrepro.paper.verdicts import WORDS, Pool, Question, Sample, Term, Verdict, judge, pool
+from resrepro.paper.verdicts import WORDS, Question, Sample, Term, Verdict, judge, pool
 from resrepro.runs.run_directory import planned_seeds
 
 MARGIN = 0.5  # points of error
 RESPONSE_MARGIN = 0.05  # of the natural logarithm
+# The deviation of one seed's log-odds, assumed where a net has one seed: after the paper's
+# number of iterations, and after fewer. Sources in docs/fidelity.md.
+ASSUMED, ASSUMED_SHORT, WHOLE = 0.1, 0.3, 64000
+ASSUMED_RESPONSE = 0.2  # that of the logarithm of responses
 NEAR_GUESSING = 0.9  # of guessing's error, on the training images
 
 TRAIN, TEST, RESPONSE = "clean_train_error", "final_test_error", "mean_log_response"
@@ -32,6 +36,7 @@ class Numbers:
         values: by quantity and net the value of each seed.
         images: that each error was measured on.
         classes: of the data set.
+        assumed: the deviation of one seed's log-odds where none can be measured.
         excess: by depths (deep, shallow) the constructed plain nets' clean training error less
             that of the trained one of the same seed.
         constructed: by the same their clean training errors.
@@ -40,6 +45,7 @@ class Numbers:
     values: dict[str, dict[NetKey, dict[int, float]]]
     images: dict[str, int]
     classes: int
+    assumed: float
     excess: dict[tuple[int, int], list[float]]
     constructed: dict[tuple[int, int], list[float]]
 
@@ -69,7 +75,8 @@ def numbers(group: Group) -> Numbers:
             if run.config.seed in shallow:
                 more = run.clean_train_error - shallow[run.config.seed]
                 excess.setdefault(pair, []).append(more)
-    return Numbers(values, images, group.classes, excess, constructed)
+    assumed = ASSUMED if group.config.recipe.iterations >= WHOLE else ASSUMED_SHORT
+    return Numbers(values, images, group.classes, assumed, excess, constructed)
 
 
 def _key(run: Run) -> NetKey:
@@ -83,7 +90,8 @@ class Asker:
         self.given = given
         self.pools = {
             quantity: pool(
-                sample for net in nets if (sample := given.sample(*net, quantity)) is not None
+                (sample for net in nets if (sample := given.sample(*net, quantity)) is not None),
+                ASSUMED_RESPONSE if quantity == RESPONSE else given.assumed,
             )
             for quantity, nets in given.values.items()
         }
@@ -278,7 +286,7 @@ def _construction(asker: Asker) -> list[Question]:
             statement=f"A plain net of {b} layers exists that is as good as the trained one of "
             f"{a}: its training error is no higher",
             terms=exists,
-            pool=Pool(0.0, 0),
+            pool=asker.pools[TRAIN],
             above=False,
             margin=0.0,
             opposite=0.0,

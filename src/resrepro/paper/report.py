@@ -18,10 +18,10 @@ from resrepro.configuration.schema import WHEREABOUTS, Config, config_hash, flat
 from resrepro.errors import ConfigError
 from resrepro.files import write_atomically
 from resrepro.paper import table
-from resrepro.paper.claims import row, seeds_text, signed
+from resrepro.paper.claims import row, seeds_text, signed, tally
 from resrepro.paper.curves import Group, Run, recipe_text
 from resrepro.paper.figures import DESCRIPTIONS, Drawn
-from resrepro.paper.verdicts import WORDS, Verdict
+from resrepro.paper.verdicts import Verdict
 from resrepro.progress import duration
 
 
@@ -69,9 +69,7 @@ def _shown(part: Part) -> dict[str, Any]:
         "title": group.title,
         "caption": group.caption(),
         "missing": part.missing,
-        "counts": {
-            word: sum(v.primary and v.word == word for v in part.verdicts) for word in WORDS
-        },
+        "tally": tally(part.verdicts),
         "answers": [answer(v) for v in part.verdicts if v.id.endswith("-train") and v.primary],
         "verdicts": [
             {"cells": row(v), "verdict": v, "seeds": v.n and seeds_text(v), "bar": bar(v)}

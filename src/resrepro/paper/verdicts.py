@@ -9,10 +9,7 @@ from scipy import special
 
 LEVEL = 0.05
 WORDS = ("supported", "contradicted", "no such effect", "indicated", "not decided")
-# Where a net has one seed: an error's deviation, in multiples of its images' sampling ...
-ASSUMED_RATIO = 4.0
-ASSUMED_RESPONSE = 0.2  # ... and that of the logarithm of responses.
-RESPONSE_FLOOR = 0.01
+RESPONSE_FLOOR = 0.01  # of the deviation of one seed's logarithm of responses
 
 
 @dataclass(frozen=True)
@@ -63,12 +60,12 @@ class Sample:
         # Half an image: seeds that happen to tie are not therefore without spread.
         return max(100 * p * (1 - p) * math.sqrt(spread), 50 / self.images)
 
-    def assumed_deviation(self) -> float:
-        """Of one seed, where no spread is known."""
+    def sampling(self) -> float:
+        """The deviation that drawing the images at random gives an error, in points."""
         if self.images is None:
-            return ASSUMED_RESPONSE
+            return 0.0
         p = float(self._share(self.mean))
-        return 100 * ASSUMED_RATIO * math.sqrt(p * (1 - p) / self.images)
+        return 100 * math.sqrt(p * (1 - p) / self.images)
 
 
 @dataclass(frozen=True)
@@ -78,18 +75,20 @@ class Pool:
     Attributes:
         variance: of log-odds, or of the logarithm of responses.
         freedom: its degrees of freedom; 0 where no net has two seeds.
+        assumed: the deviation, for claims on nets with one seed.
     """
 
     variance: float
     freedom: int
+    assumed: float
 
 
-def pool(samples: Iterable[Sample]) -> Pool:
+def pool(samples: Iterable[Sample], assumed: float) -> Pool:
     """Pools the spreads of nets, each with n - 1 degrees of freedom."""
     several = [sample for sample in samples if sample.n > 1]
     freedom = sum(sample.n - 1 for sample in several)
     total = sum((sample.n - 1) * sample.spread() for sample in several)
-    return Pool(total / freedom if freedom else 0.0, freedom)
+    return Pool(total / freedom if freedom else 0.0, freedom, assumed)
 
 
 @dataclass(frozen=True)
@@ -143,9 +142,14 @@ class Question:
         return [term.sample.net for term in self.terms if term.sample.n == 1]
 
     @property
+    def tied(self) -> bool:
+        """Whether no net of the study shows any spread, though it has several seeds."""
+        return not (self.certain or self.single or self.pool.variance)
+
+    @property
     def testable(self) -> bool:
         """Whether there is a p-value."""
-        usable = self.terms and not self.unlearned
+        usable = self.terms and not (self.unlearned or self.tied)
         return bool(self.primary and usable and not self.single)
 
 
@@ -199,14 +203,17 @@ def difference(question: Question) -> tuple[float, float, float]:
     Where a net has one seed the spread of all is assumed, and the degrees are infinite.
     """
     assumed, variance, value = bool(question.single), 0.0, 0.0
+    samples = [term.sample for term in question.terms]
+    # Nets differ in their spread: that of the claim's own nets counts where it is larger.
+    spreads = [] if assumed else [sample.spread() for sample in samples]
+    spread = max([question.pool.variance, *spreads])
     for term in question.terms:
         sample = term.sample
         value += term.sign * sample.mean
         if assumed:
-            deviation = sample.assumed_deviation()
+            deviation = math.hypot(sample.deviation(question.pool.assumed**2), sample.sampling())
         else:
-            # Its own where that is larger: nets differ in their spread.
-            deviation = sample.deviation(max(question.pool.variance, sample.spread()))
+            deviation = sample.deviation(spread)
         variance += deviation**2 / sample.n
     return value, math.sqrt(variance), math.inf if assumed else question.pool.freedom
 
@@ -255,13 +262,16 @@ def _verdict(q: Question, p: float | None, tests: int, planned: int | None) -> V
         value = max(term.sample.values)  # it may be above its margin for no seed
         word = "supported" if value <= q.margin else "contradicted"
         reason = "computed from the same images for every seed, not sampled"
+    elif q.tied:
+        value, _, _ = difference(q)
+        word, reason = "not decided", "all seeds tie, so their spread is not known"
     else:
         value, error, freedom = difference(q)
         half = half_width(error, freedom)
         interval = (value - half, value + half)
         word, reason = _word(q, p, tests)
         if q.single and word != "not decided":
-            word, leaning, reason = "indicated", word, f"{_LEANINGS[word]}, {reason}"
+            word, leaning, reason = "indicated", word, f"{_LEANINGS[word]}: {reason}"
     if q.terms and q.unlearned:
         word, leaning, reason = "not decided", "", q.unlearned
     return Verdict(
@@ -289,7 +299,8 @@ def _word(q: Question, p: float | None, tests: int) -> tuple[str, str]:
     """The word and its reason for a number that was sampled."""
     value, error, freedom = difference(q)
     alone = p_value(value, error, freedom, q.margin)
-    beyond = p_value(value, error, freedom, q.opposite) * (1 if p is None else tests) < LEVEL
+    correction = tests if q.primary else 1
+    beyond = p_value(value, error, freedom, q.opposite) * correction < LEVEL
     sign = 1 if q.above else -1
     if sign * value > sign * q.margin:
         word, reason = "supported", f"{_side(value, q.margin)} the margin of {q.margin:g}"
@@ -299,14 +310,14 @@ def _word(q: Question, p: float | None, tests: int) -> tuple[str, str]:
         word = "no such effect"
         reason = f"{_side(value, q.margin)} the margin of {q.margin:g}, and no opposite was found"
     if q.single:
-        seeds = f"by one seed of {', '.join(q.single)}; the spread is assumed"
-        crosses = f"the interval reaches across the margin of {q.margin:g}, {seeds}"
-        return (word, seeds) if alone < LEVEL else ("not decided", crosses)
-    if (alone if p is None else p) < LEVEL:
+        reason = f"one seed of {', '.join(q.single)}, the spread is assumed"
+    if (alone * correction if p is None else p) < LEVEL:
         return word, reason
     if alone < LEVEL:
-        return "not decided", f"its interval alone would decide, but not among {tests} claims"
-    return "not decided", f"the interval reaches across the margin of {q.margin:g}"
+        open_because = f"its interval alone would decide, but not among {tests} claims"
+    else:
+        open_because = f"the interval reaches across the margin of {q.margin:g}"
+    return "not decided", f"{open_because}; {reason}" if q.single else open_because
 
 
 _LEANINGS = {

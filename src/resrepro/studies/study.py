@@ -47,7 +47,7 @@ class Plan:
     runs: list[Config]
     artefacts: list[str]
     jobs: int | None
-    seeds: int | None
+    seeds: int | None = None
 
     @property
     def outputs(self) -> str:
