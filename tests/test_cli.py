@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from resrepro import __version__
 from resrepro.cli import COMMANDS
 from resrepro.configuration.schema import Config
-from resrepro.runs.run_directory import RunDirectory
+from resrepro.runs.run_directory import Row, RunDirectory
 
 Run = Callable[..., Any]
 COMMAND = Path(sys.executable).with_name("resrepro")
@@ -129,7 +130,10 @@ TRAIN = ("train", "data=digits", "recipe=digits")
         (["plot", "foo=1"], r"foo is no key of resrepro plot"),
         (["plot", "--foo"], r"unrecognized arguments: --foo"),
         (["status", "--foo"], r"unrecognized arguments: --foo"),
-        (["data", "data=foo"], r"data=foo: .*cifar10, cifar100, digits, image_folder$"),
+        (
+            ["data", "data=foo"],
+            r"data=foo: .*cifar10, cifar100, digits, image_folder, torchvision$",
+        ),
         (["data", "--foo"], r"unrecognized arguments: --foo"),
         (["construct", "depth=56"], r"run is not given"),
         (["report", "--foo"], r"unrecognized arguments: --foo"),
@@ -207,11 +211,49 @@ def test_figures_that_cannot_be_written(
     assert "outputs/digits/figures" in done.error
 
 
+def test_a_run_that_never_trained_gives_way_to_the_corrected_command(
+    resrepro_here: Run, tmp_path: Path, quick_words: tuple[str, ...]
+) -> None:
+    """The advice of a refusal is not refused in its turn."""
+    for place, side in (("train/a/0", 8), ("train/b/0", 9), ("test/a/0", 8), ("test/b/0", 8)):
+        file = tmp_path / "images" / f"{place}.png"
+        file.parent.mkdir(parents=True)
+        Image.new("RGB", (side, side)).save(file)
+    words = ("train", *quick_words, "data=image_folder", "data.root=images", "recipe.batch_size=4")
+    first = resrepro_here(*words)
+    assert first.status == 1
+    assert "give one size to all with data.image_size=N" in first.error
+    second = resrepro_here(*words, "data.image_size=8")
+    assert (second.status, second.stderr) == (0, "")
+    third = resrepro_here(*words)  # it has trained now, and is protected
+    assert third.status == 2
+    assert "data.image_size 8, here None" in third.error
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["model=[plain,residual]"], r"model takes one name; -m sweeps .*-m model=A,B"),
+        (["-m", "model=[plain,residual]"], "model takes one name"),
+        (["recipe={iterations:2}"], r"recipe takes one name; recipe\.KEY=VALUE changes"),
+        (["-m", "seed=glob(*)"], "these words make no run"),
+    ],
+)
+def test_lists_are_not_silently_reduced(words: list[str], line: str, resrepro_here: Run) -> None:
+    done = resrepro_here("train", "data=digits", *words)
+    assert done.status == 2
+    assert re.search(line, done.error)
+
+
 def test_the_run_directory_of_another_configuration(
-    resrepro_here: Run, quick: Callable[..., Config], quick_words: tuple[str, ...]
+    resrepro_here: Run,
+    quick: Callable[..., Config],
+    quick_words: tuple[str, ...],
+    made_up_run: Callable[..., RunDirectory],
+    rows: Callable[..., list[Row]],
 ) -> None:
     config = quick()
-    RunDirectory(config.directory).open(config)
+    made_up_run(config, rows())
     before = contents(config.directory)
     done = resrepro_here("train", *quick_words, "recipe.learning_rate=0.5", "seed=0")
     assert done.status == 2
@@ -306,7 +348,7 @@ def test_status_shows_the_run(trained: tuple[Path, Any], resrepro_in: Run) -> No
 def test_plot_names_its_figure(trained: tuple[Path, Any], resrepro_in: Run) -> None:
     done = resrepro_in(trained[0], "plot", "experiment=digits")
     assert (done.status, done.stderr) == (0, "")
-    assert "outputs/digits/figures/figure6.png" in done.stdout.splitlines()
+    assert "outputs/digits/figures/figure6.png (SVG and PDF beside it)" in done.stdout
     for form in ("png", "svg", "pdf"):
         assert (trained[0] / f"outputs/digits/figures/figure6.{form}").stat().st_size > 5000
 

@@ -470,6 +470,25 @@ def test_a_folder_that_cannot_be_synced_is_written_to(
     assert (tmp_path / "file").read_bytes() == b"content"
 
 
+def test_a_config_that_was_removed_in_mid_run_is_written_again(
+    run: RunDirectory,
+) -> None:
+    content = (run.path / "config.yaml").read_bytes()
+    run.config()  # as it was read when the run began
+    (run.path / "config.yaml").unlink()
+    run.write_summary({"status": "running"}, [])
+    assert (run.path / "config.yaml").read_bytes() == content
+
+
+def test_a_run_that_another_process_has_begun_does_not_give_way(
+    quick: Callable[..., Config], run: RunDirectory, holder: subprocess.Popen[str]
+) -> None:
+    for name in ("summary.json", "metrics.csv"):
+        (run.path / name).unlink()
+    with pytest.raises(ConfigError, match="holds another configuration"):
+        fresh(run).open(quick("recipe.iterations=15", "recipe.learning_rate=0.5"))
+
+
 # Finding runs
 
 

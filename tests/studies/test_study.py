@@ -83,10 +83,10 @@ def test_a_study_is_not_complete_for_data_it_never_saw(
     digest = load(runs[0].data).digest
     for run in runs:
         made_up_run(run, rows(last=300), data_digest=digest)
-    assert run_study(Plan("x", runs, [], 1, None)) == 0
+    assert run_study(Plan("x", runs, [], 1)) == 0
     made_up_run(runs[1], rows(last=300), data_digest="d" * 64)
     with pytest.raises(ResreproError, match=r"residual-14-s0 was trained on other data"):
-        run_study(Plan("x", runs, [], 1, None))
+        run_study(Plan("x", runs, [], 1))
 
 
 def test_a_study_records_how_many_seeds_it_plans(
@@ -95,7 +95,7 @@ def test_a_study_records_how_many_seeds_it_plans(
     monkeypatch.setattr(study, "_train_all", lambda *_: None)
     runs = expand("train", [["data=digits", "depth=8", f"outputs={tmp_path}"]], None)
     folder = tmp_path / runs[0].experiment
-    run_study(Plan("x", runs, [], 1, None))
+    run_study(Plan("x", runs, [], 1))
     assert planned_seeds(folder) is None
     run_study(Plan("x", runs, [], 1, seeds=5))
     assert planned_seeds(folder) == 5
@@ -118,6 +118,22 @@ def test_planned_seeds_are_a_number(seeds: str) -> None:
         plan_study(composed, [], None)
 
 
+def test_after_a_signal_no_waiting_run_is_begun(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ctrl-C reaches the runs too: one ends, and its place is free, before the study has looked."""
+    begun: list[str] = []
+
+    def train(_context: Any, run: Config, *_: Any) -> None:
+        begun.append(run.name)
+        monkeypatch.setattr(study.interruption, "is_requested", lambda: True)
+
+    monkeypatch.setattr(study, "_train_in_process", train)
+    runs = expand("train", [["data=digits", "depth=8,14,20", f"outputs={tmp_path}"]], None)
+    assert run_study(Plan("x", runs, [], 1)) == 3
+    assert begun == ["residual-20-s0"]
+
+
 def test_the_gpus_are_shared_out(
     quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +154,7 @@ def test_the_longest_runs_are_begun_first(
     monkeypatch.setattr(study, "_train_all", lambda runs, *_: begun.extend(r.depth for r in runs))
     words = ["data=digits", "depth=14,56,8,20", f"outputs={tmp_path}"]
     runs = expand("train", [words], None)
-    assert run_study(Plan("x", runs, [], 1, None)) == 4
+    assert run_study(Plan("x", runs, [], 1)) == 4
     assert begun == [56, 20, 14, 8]
     out = capsys.readouterr().out
     assert "4 runs, 0 of them done, 1 at a time" in out
@@ -178,7 +194,7 @@ def test_a_study_makes_runs_table_and_figure(smoke: tuple[Path, Any]) -> None:
     runs, errors = tables(done.stdout)
     assert [(row[0], row[1]) for row in runs] == [(name, "complete") for name in NAMES]
     assert [row[0] for row in errors] == ["plain-8", "plain-14", "ResNet-8", "ResNet-14"]
-    assert "outputs/smoke/figures/figure6.png" in done.stdout.splitlines()
+    assert "outputs/smoke/figures/figure6.png (SVG and PDF beside it)" in done.stdout.splitlines()
 
 
 def test_a_study_again_trains_nothing_and_makes_the_same(

@@ -99,7 +99,7 @@ class RunDirectory:
         write_atomically(self._config_file, text.encode())
 
     def _was_emptied(self) -> bool:
-        """Empties a directory that protects nothing, and tells whether it did: not a living run's."""
+        """Empties a directory that protects nothing, if no process trains there. Whether it did."""
         try:
             with self.locked():
                 if self.has_checkpoint() or self._has_rows():
