@@ -131,8 +131,10 @@ def test_tags_are_kept_apart_with_what_each_lacks(tmp_path: Path) -> None:
     write(config(tmp_path, "plain", 20, tag="warm"), response=0.5)
     write(config(tmp_path, "plain", 56, tag="warm"), status="running")
     write(config(tmp_path, "plain", 20))
-    make(tmp_path, "report")
+    lines = make(tmp_path, "report")
     folder = tmp_path / EXPERIMENT
+    said = [line.split(" (")[0] for line in lines if "claims" in line and str(folder) in line]
+    assert said == [str(folder / "claims.md"), str(folder / "claims-warm.md")]
     page = (folder / "report.html").read_text()
     assert page.count("plain-56-s0-warm has 32,000 of 64,000 iterations") == 1
     assert page.count("the responses of plain-20-s0 cannot be measured") == 1
