@@ -533,7 +533,7 @@ def test_the_files_say_the_same_as_the_verdicts(world: Path) -> None:
     assert shown == [HEADERS, *rows[:4], HEADERS, *rows[4:]]
     assert text.startswith(f"# Verdicts on the paper's claims: {EXPERIMENT}\n")
     assert "Primary claims: 4 supported. " in text
-    assert group(world).caption in text
+    assert group(world).caption() in text
     assert "pairs of runs); verdicts do not treat them as pairs" in text
 
 

@@ -100,9 +100,11 @@ class RunDirectory:
 
     def _was_emptied(self) -> bool:
         """Empties a directory that protects nothing, if no process trains there. Whether it did."""
+        if self._is_worth_keeping():
+            return False
         try:
             with self.locked():
-                if self.has_checkpoint() or self._has_rows():
+                if self._is_worth_keeping():  # by now
                     return False
                 for file in (self._summary_file, self._metrics_file, self._responses_file):
                     file.unlink(missing_ok=True)
@@ -110,6 +112,9 @@ class RunDirectory:
         except Locked:
             return False
         return True
+
+    def _is_worth_keeping(self) -> bool:
+        return self.has_checkpoint() or self._has_rows()
 
     def config(self) -> Config:
         """The run's configuration.
