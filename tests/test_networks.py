@@ -165,6 +165,16 @@ def test_twins_of_one_seed_begin_with_the_same_weights(depth: int) -> None:
     assert all(torch.equal(here[key], there[key]) for key in here)
 
 
+@pytest.mark.parametrize("depth", [8, 20])
+def test_a_net_of_option_b_begins_with_its_twins_weights(depth: int) -> None:
+    """The projections are drawn last."""
+    plain, residual = CifarNet(depth), CifarNet(depth, block=BLOCKS["B"])
+    initialise(plain, seed=5)
+    initialise(residual, seed=5)
+    there = residual.state_dict()
+    assert all(torch.equal(value, there[key]) for key, value in plain.state_dict().items())
+
+
 def normalised_weights(network: CifarNet) -> list[Tensor]:
     """Each layer's weights over the deviation that He initialisation gives them."""
     layers = [*layers3x3(network), network.fc]
