@@ -106,3 +106,13 @@ def test_a_part_that_fails_stops_no_other(tmp_path: Path, capsys: Any) -> None:
     part("two", lambda: {"status": 1})
     assert done == ["two"]
     assert "ZeroDivisionError" in check.results["one"]["result"]["failed"]
+
+
+def test_tests_that_are_not_there_are_missed(tmp_path: Path) -> None:
+    """An installed package has none, and leaving them out without a word would prove nothing."""
+    nowhere = tmp_path / "nowhere"
+    check = gpu_check.Check(gpu_check.tiny_sizes(), "cpu", tmp_path, float("inf"), nowhere)
+    gpu_check.tests(check)
+    (result,) = check.results.values()
+    assert "nowhere is not there" in result["result"]["failed"]
+    assert "--tests names the folder of a clone" in result["result"]["failed"]

@@ -185,6 +185,11 @@ def test_an_unknown_key_is_refused(group: str) -> None:
         of(f"{group}foo", 1)
 
 
+def test_what_is_compiled_is_not_captured_as_well() -> None:
+    with pytest.raises(ConfigError, match="cuda_graph=true: does not go with compile=true"):
+        from_mapping(changed({"compile": True, "cuda_graph": True}))
+
+
 def test_a_plain_net_takes_no_shortcut() -> None:
     with pytest.raises(ConfigError, match=r"model\.shortcut=A: a plain net has no shortcuts"):
         of("model.name", "plain")

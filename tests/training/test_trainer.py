@@ -859,6 +859,37 @@ def test_three_iterations_go_before_a_capture() -> None:
     assert order == ["eager", "eager", "eager", "capture", "replay", "replay"]
 
 
+def test_a_replay_that_does_nothing_is_an_error(
+    quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a graph that was captured on another device: it would end with no error at all."""
+    config = quick("recipe.iterations=12", "evaluate_every=6")
+    monkeypatch.setattr(StepGraph, "eagerly", StepGraph.run)
+    monkeypatch.setattr(StepGraph, "capture", staticmethod(lambda _run: lambda: None))
+    training = Training(config, RunDirectory(config.directory), Watcher(), load(config.data))
+    training.step.graph = StepGraph(training.step._compute)
+    training.run.open(config)
+    for _ in range(StepGraph.EAGER):
+        training.iterate()
+    assert training.step.read().wrong > 0
+    training.iterate()
+    words = r"cpu has done 3 of 4 iterations; its captured graph is empty: use cuda_graph=false"
+    with pytest.raises(ResreproError, match=words):
+        training.evaluate()
+
+
+@pytest.mark.parametrize(("device", "index"), [("cuda:1", 1), ("cpu", None), ("cuda", None)])
+def test_the_gpu_that_is_named_is_the_current_one(
+    device: str, index: int | None, quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph is captured on the current GPU's stream."""
+    chosen: list[int | None] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(device.index))
+    devices.set_up(replace(quick(), device=device), 1)
+    assert chosen == ([index] if index is not None else [])
+
+
 def test_a_captured_step_is_for_gpus(quick: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match="cuda_graph=true: is for NVIDIA GPUs"):
         quietly(quick("cuda_graph=true"))

@@ -33,6 +33,7 @@ from resrepro.training import devices
 SMALL_FILES = ("config.yaml", "metrics.csv", "summary.json", "responses.json")
 SMALL_SUFFIXES = (".png", ".svg", ".md", ".csv", ".json", ".html")
 RESERVE = 90.0  # seconds that the study leaves for what comes after it
+TESTS = Path(__file__).parents[3] / "tests"  # of a clone
 TOLERANCE = 1e-3  # relative, of the first losses
 
 
@@ -97,6 +98,7 @@ class Check:
         device: auto, cpu, cuda or cuda:N.
         output: where results and runs lie.
         deadline: by the monotonic clock.
+        tests: the folder of resrepro's tests.
         results: of the parts that are done, by their names.
     """
 
@@ -104,6 +106,7 @@ class Check:
     device: str
     output: Path
     deadline: float
+    tests: Path = TESTS
     results: dict[str, Any] = field(default_factory=dict)
 
     def left(self) -> float:
@@ -147,8 +150,15 @@ class Check:
 def tests(check: Check) -> None:
     """Step 1: the tests that need a GPU (and skip themselves elsewhere)."""
     with check.part("1 tests marked gpu") as keep:
-        folder = Path(__file__).parents[3] / "tests"
-        if keep and folder.is_dir():
+        folder = check.tests
+        if keep and not folder.is_dir():
+            keep(
+                {
+                    "failed": f"{folder} is not there, and an installed package has no tests; "
+                    "--tests names the folder of a clone"
+                }
+            )
+        elif keep:
             words = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
             done = subprocess.run(
                 [*words, str(folder)],
@@ -400,6 +410,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
     parser.add_argument("--output", type=Path, default=Path("outputs/gpu_check"))
+    parser.add_argument("--tests", type=Path, default=TESTS)
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes, on digits")
     options = parser.parse_args(arguments)
     sizes = tiny_sizes() if options.dry_run else real_sizes(options.data)
@@ -411,7 +422,8 @@ def main(arguments: list[str]) -> int:
         parser.error(f"--data {options.data}: there is no such folder")
     output = options.output.absolute()
     output.mkdir(parents=True, exist_ok=True)
-    check = Check(sizes, options.device, output, time.monotonic() + options.seconds)
+    deadline = time.monotonic() + options.seconds
+    check = Check(sizes, options.device, output, deadline, options.tests.absolute())
     wanted = {"device": options.device, "sizes": json.loads(json.dumps(asdict(sizes)))}
     kept = output / "results.json"
     settings = output / "settings.json"

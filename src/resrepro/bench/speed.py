@@ -33,12 +33,13 @@ from resrepro.progress import Watcher, bar
 from resrepro.runs.provenance import provenance
 from resrepro.runs.run_directory import RunDirectory
 from resrepro.training import devices
+from resrepro.training.step import StepGraph
 from resrepro.training.trainer import Training
 
 IMAGES = 10_000  # more than a repeat sees; an epoch's length plays no part
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns: enough to reach the machine's rate
 COPIED = {"cpu": 2**27, "cuda": 2**30}  # bytes: more than a cache holds
-WARM_UP = 3  # iterations before any is timed
+WARM_UP = StepGraph.EAGER + 2  # iterations before any is timed: a capture is among them
 # Each activation is written and read on the way forward and read on the way back, where its
 # gradient is written and read.
 PASSES = 5

@@ -239,6 +239,8 @@ def complaints(config: Config) -> Iterator[str]:
         yield f"device={config.device}: must be auto, cpu, cuda or cuda:N"
     if config.compile and config.activation_checkpointing:
         yield "activation_checkpointing=true: does not go with compile=true"
+    if config.compile and config.cuda_graph:
+        yield "cuda_graph=true: does not go with compile=true"
     if config.evaluate_every is not None:
         yield from at_least("evaluate_every", config.evaluate_every, 1)
     if config.threads is not None:

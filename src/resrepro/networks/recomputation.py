@@ -11,7 +11,13 @@ def recomputed(block: nn.Module, x: Tensor) -> Tensor:
     """A block's output; a training step keeps only its input. The same numbers, slower."""
     # Once more in the backward pass, and then not counted in BN's statistics again.
     contexts = (nullcontext(), _statistics_kept(block))
-    output: Tensor = checkpoint(block, x, use_reentrant=False, context_fn=lambda: contexts)
+    output: Tensor = checkpoint(
+        block,
+        x,
+        use_reentrant=False,
+        context_fn=lambda: contexts,
+        preserve_rng_state=False,  # the nets draw nothing, and a capture could not save the state
+    )
     return output
 
 

@@ -49,7 +49,10 @@ def check(config: Config) -> torch.device:
 
 
 def set_up(config: Config, threads: int | None) -> None:
-    """Sets the process's arithmetic to what the configuration says."""
+    """Sets the process's arithmetic, and the current GPU, to what the configuration says."""
+    device = select(config.device)
+    if device.index is not None:  # streams and captured graphs are the current GPU's
+        torch.cuda.set_device(device)
     tf32 = config.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32

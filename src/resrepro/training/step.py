@@ -11,6 +11,7 @@ from resrepro import networks
 from resrepro.configuration.schema import Config
 from resrepro.data import Dataset
 from resrepro.data.batches import Batches
+from resrepro.errors import ResreproError
 from resrepro.training import evaluation
 
 
@@ -116,7 +117,9 @@ class Step:
             fused=device.type == "cuda",
         )
         self.sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=device)
-        self.now = torch.zeros((), dtype=torch.float64, device=device)  # of the batch, from 1
+        # The iteration that the device has come to, counted there and here: they must agree.
+        self.now = torch.zeros((), dtype=torch.float64, device=device)
+        self.launched = 0
         self.graph = StepGraph(self._compute) if config.cuda_graph else None
 
     def parts(self, iteration: int, rate: float) -> Iterator[str]:
@@ -125,7 +128,9 @@ class Step:
         Stops after each part of it with the part's name.
         """
         x, labels = self.batches(iteration)
-        self.now.fill_(iteration + 1)
+        if iteration != self.launched:  # a run that goes on
+            self.now.fill_(iteration)
+        self.launched = iteration + 1
         yield "batch assembly"
         if self.graph is None:
             yield from self._compute(x, labels, rate)
@@ -153,14 +158,25 @@ class Step:
         """Adds a batch to the sums, on the device: nothing waits for it."""
         wrong = (logits.argmax(1) != labels).sum()
         sums = self.sums
+        self.now += 1
         sums[0] += loss
         sums[1] += wrong
         sums[2] += wrong
         sums[3] = torch.where(loss.isfinite() | (sums[3] > 0), sums[3], self.now)
 
     def read(self) -> Sums:
-        """The sums; waits for the device."""
-        loss, wrong, in_window, not_finite_at = self.sums.tolist()
+        """The sums; waits for the device.
+
+        Raises:
+            ResreproError: the device has not done all iterations that it was given. A CUDA graph
+                that was captured on another device or stream is empty, and its replay does nothing.
+        """
+        loss, wrong, in_window, not_finite_at, now = torch.cat((self.sums, self.now[None])).tolist()
+        if self.launched and now != self.launched:
+            raise ResreproError(
+                f"{self.device} has done {now:.0f} of {self.launched} iterations; its captured "
+                "graph is empty: use cuda_graph=false, and tell resrepro's developers"
+            )
         return Sums(loss, wrong, in_window, int(not_finite_at))
 
     def begin_row(self) -> None:
