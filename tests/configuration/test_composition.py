@@ -63,8 +63,11 @@ def test_a_sweep_over_places_of_data_is_not_taken_for_one_run(key: str, tmp_path
         (tmp_path / name).mkdir()
     data = "image_folder" if key == "root" else "cifar10"
     places = f"data.{key}={tmp_path}/A,{tmp_path}/B"
-    with pytest.raises(ConfigError, match=rf"two runs would share .*data\.{key} .*A and .*B"):
+    with pytest.raises(
+        ConfigError, match=rf"two runs would share .*data\.{key} .*A and .*B"
+    ) as refused:
         expand("train", [[f"data={data}", places]], None)
+    assert "train each by itself, with a tag=WORD of its own" in str(refused.value)
 
 
 def test_by_default_it_is_the_papers_recipe() -> None:

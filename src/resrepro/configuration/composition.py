@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from resrepro.configuration.schema import (
+    WORD,
     Config,
     data_differences,
     differences,
@@ -127,17 +128,24 @@ def expand(command: str, sweeps: list[list[str]], config_dir: str | None) -> lis
                 run = from_mapping(load(loader, command, job))
                 twin = runs.setdefault(run.directory, run)
                 if differ := differences(twin, run) | data_differences(twin, run):
-                    key, (value, _) = next(iter(differ.items()))
-                    word = "WORD" if isinstance(value, list) else f"{key.split('.')[-1]}${{{key}}}"
                     values = [f"{k} {a} and {b}" for k, (a, b) in differ.items()]
                     raise ConfigError(
-                        f"two runs would share {run.directory} ({'; '.join(values)}); give each a "
-                        f"place of its own, as in 'tag={word}'"
+                        f"two runs would share {run.directory} ({'; '.join(values)}); "
+                        f"{_a_place_each(differ)}"
                     )
     if not runs:
         words = " ".join(word for sweep in sweeps for word in sweep)
         raise ConfigError(f"{words or 'no runs'}: these words make no run")
     return list(runs.values())
+
+
+def _a_place_each(differ: dict[str, tuple[Any, Any]]) -> str:
+    """How runs that differ in some keys can be given a directory each."""
+    key, (value, _) = next(iter(differ.items()))
+    if isinstance(value, str) and not WORD.fullmatch(value):  # a path, which is no part of a name
+        return "train each by itself, with a tag=WORD of its own"
+    word = "WORD" if isinstance(value, list) else f"{key.split('.')[-1]}${{{key}}}"
+    return f"give each a place of its own, as in 'tag={word}'"
 
 
 def load(
