@@ -3,13 +3,17 @@
 Each command is a function that imports what it needs, so that help answers at once.
 """
 
-import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 
-from resrepro import __version__, extension, interruption
-from resrepro.errors import ConfigError, Interrupted, ResreproError
+try:
+    import os
+    from collections.abc import Callable
+    from dataclasses import dataclass
+
+    from resrepro import __version__, extension, interruption
+    from resrepro.errors import ConfigError, Interrupted, ResreproError, one_line
+except KeyboardInterrupt:  # before `main` can look after it
+    sys.exit(130)
 
 
 @dataclass(frozen=True)
@@ -211,14 +215,18 @@ def main(arguments: list[str] | None = None) -> int:
     if words[0] == "-V" or "--version" in words:
         print(f"resrepro {__version__}")
         return 0
-    name = words[0]
+    with interruption.noted(is_program=arguments is None):
+        return _run(words[0], words[1:])
+
+
+def _run(name: str, words: list[str]) -> int:
+    """Runs a command; what goes wrong becomes a line and the exit status."""
     try:
         if name not in COMMANDS:
             raise ConfigError(f"there is no command {name}; choose one of {', '.join(COMMANDS)}")
-        with interruption.noted():
-            extensions, others = extension.take_extensions(words[1:])
-            extension.load_extensions(extensions)
-            return COMMANDS[name].run(others)
+        extensions, others = extension.take_extensions(words)
+        extension.load_extensions(extensions)
+        return COMMANDS[name].run(others)
     except (ResreproError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -230,10 +238,3 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"resrepro {name}: stopped", file=sys.stderr)
         return 130
-
-
-def one_line(error: Exception) -> str:
-    """An error's message as one line; a system error with the file it speaks of."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())

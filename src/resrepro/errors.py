@@ -31,3 +31,10 @@ class Interrupted(BaseException):
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
         self.status = 128 + signal_number
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line; a system error with the file it speaks of."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

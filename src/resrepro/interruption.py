@@ -37,10 +37,15 @@ def is_requested() -> bool:
 
 
 @contextmanager
-def noted() -> Iterator[None]:
+def noted(is_program: bool = False) -> Iterator[None]:
     """Within the block SIGINT raises KeyboardInterrupt, as ever, and is remembered as well.
 
-    Imports now and then swallow the exception; `watched` then raises what was remembered.
+    Imports now and then swallow the exception; `watched` then raises what was remembered. A
+    second one within `AGAIN_SECONDS` is the same, and must not break into what the first began.
+
+    Args:
+        is_program: whether nothing follows but the end of the program, which a late Ctrl-C is
+            then not to disturb.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -50,13 +55,28 @@ def noted() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.SIG_IGN if is_program else before)
         _forget()
 
 
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Within the block SIGINT waits; processes that are started there never see it.
+
+    Ctrl-C reaches all processes of a terminal. Those of a study are told by the study.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _note(number: int, _frame: FrameType | None) -> None:
+    is_same = _pressed_at is not None and time.monotonic() - _pressed_at < AGAIN_SECONDS
     _remember(number)
-    raise KeyboardInterrupt
+    if not is_same:
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -68,10 +88,12 @@ def watched() -> Iterator[None]:
     ignored where it was (nohup). Outside the main thread, where Python takes no handlers, all
     stay as they are.
     """
+    global _received  # noqa: PLW0603 (signals belong to the process, and so does this)
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     check()  # one that came before
+    _forget()
     wanted = set(WATCHED)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         wanted.remove(signal.SIGHUP)
@@ -82,7 +104,7 @@ def watched() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _forget()
+        _received = None  # when Ctrl-C was pressed stays known: held down, it comes again
 
 
 def _forget() -> None:
@@ -102,7 +124,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
         _let_go_of_terminal()
     is_first, pressed_at = _received is None, _pressed_at
     _remember(number)
-    # To a study's process every one is the first: Ctrl-C reaches all processes of a terminal, and
+    # To a study's process every one is the first: a scheduler signals all processes of a job, and
     # the study passes it on.
     if multiprocessing.parent_process() is not None:
         return

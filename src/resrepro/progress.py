@@ -1,5 +1,6 @@
 """How long work tells of itself: bars on a terminal, a few lines elsewhere."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,9 +28,13 @@ class Progress:
         return self.iteration / self.iterations if self.iterations else 1.0
 
     def __str__(self) -> str:
+        return ", ".join(self.parts())
+
+    def parts(self) -> list[str]:
+        """What is known, in words, the more important first."""
         errors = [f"{n} {e:.1f}%" for n, e in self.errors().items()]
         speed = [f"{self.images_per_second:,.0f} images/s"] if self.images_per_second else []
-        return ", ".join(errors + speed)
+        return errors + speed
 
     def errors(self) -> dict[str, float]:
         """The errors there are, by split."""
@@ -57,35 +62,61 @@ def bar(total: float | None, description: str, unit: str, **options: Any) -> "tq
     )
 
 
+def screen() -> os.terminal_size:
+    """Columns and lines of the terminal that bars are on."""
+    return os.get_terminal_size(sys.stderr.fileno())
+
+
+def fitting(parts: list[str], room: int) -> str:
+    """As many of the parts, the first ones, as there is room for, with commas."""
+    while parts and len(", ".join(parts)) > room:
+        parts = parts[:-1]
+    return ", ".join(parts)
+
+
 @contextmanager
 def console(name: str, iterations: int) -> Iterator[Watcher]:
     """Shows a single run: as a bar, or as a line each tenth of it."""
     if not sys.stderr.isatty():
-        yield _lines(name)
+        told = tenths(name)
+
+        def log(now: Progress) -> None:
+            if line := told(now):
+                print(line, flush=True)
+
+        yield Watcher(log, lambda line: print(line, flush=True))
         return
-    with bar(iterations, name, "it") as shown:
-
-        def progress(now: Progress) -> None:
-            if shown.n == 0 and now.iteration > 1:
-                shown.reset(iterations)  # a resumed run's speed is not that of its first part
-                shown.initial = now.iteration
-            shown.n = now.iteration
-            shown.set_postfix_str(str(now))
-
-        yield Watcher(progress, lambda line: shown.write(line, file=sys.stderr))
-
-
-def _lines(name: str) -> Watcher:
-    told = -1
+    form = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
+    shown: list[tqdm[Any]] = []  # from the first news on: it says where a resumed run goes on
 
     def progress(now: Progress) -> None:
+        if not shown:
+            shown.append(bar(iterations, name, "it", initial=now.iteration, bar_format=form))
+        (it,) = shown
+        it.n, it.postfix = now.iteration, None
+        it.postfix = fitting(now.parts(), screen().columns - len(str(it)) - 3)
+        it.refresh()
+
+    try:
+        yield Watcher(progress, lambda line: tqdm.write(line, file=sys.stderr))
+    finally:
+        for it in shown:
+            it.close()
+
+
+def tenths(name: str) -> Callable[[Progress], str | None]:
+    """What a log is told of a run: a line each tenth of it, and none where nothing is known."""
+    told = -1
+
+    def line(now: Progress) -> str | None:
         nonlocal told
         tenth = int(LINES_A_RUN * now.share)
-        if tenth > told:
-            told = tenth
-            print(f"{name}: iteration {now.iteration:,} of {now.iterations:,}: {now}", flush=True)
+        if tenth == told or not now.parts():
+            return None
+        told = tenth
+        return f"{name}: iteration {now.iteration:,} of {now.iterations:,}: {now}"
 
-    return Watcher(progress, lambda line: print(line, flush=True))
+    return line
 
 
 def duration(seconds: float) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from filelock import Timeout
 from omegaconf import OmegaConf
 
 from resrepro.configuration.schema import Config, config_hash, differences, from_mapping
-from resrepro.errors import ConfigError, Locked, ResreproError
+from resrepro.errors import ConfigError, Locked, ResreproError, one_line
 from resrepro.files import acquire, cannot_be_written, write_atomically
 
 CHECKPOINT_FORMAT = 1
@@ -120,6 +121,7 @@ class RunDirectory:
         """The run's configuration.
 
         Raises:
+            ConfigError: there is none.
             ResreproError: it cannot be read.
         """
         if self._config is None:
@@ -128,6 +130,11 @@ class RunDirectory:
                 if not isinstance(content, dict):
                     raise ValueError("it holds no configuration")
                 self._config = from_mapping(content, is_used=False)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise ConfigError(
+                    f"{self.path} is no run's directory: it has no config.yaml; one is called "
+                    "OUTPUTS/EXPERIMENT/NAME, such as outputs/digits/plain-20-s0"
+                ) from error
             except (OSError, yaml.YAMLError, ConfigError, TypeError, ValueError) as error:
                 raise ResreproError(
                     f"{self._config_file} cannot be read: {one_line(error)}"
@@ -406,14 +413,15 @@ class RunDirectory:
 
 
 def find_runs(outputs: str | Path, experiment: str) -> list[RunDirectory]:
-    """The run directories of an experiment, in the order of their names.
+    """The run directories of an experiment, in the natural order of their names.
 
     Raises:
         ResreproError: there are none.
     """
     folder = Path(outputs).expanduser() / experiment
-    children = sorted(folder.iterdir()) if folder.is_dir() else []
+    children = folder.iterdir() if folder.is_dir() else []
     runs = [run for run in map(RunDirectory, children) if run.exists()]
+    runs.sort(key=lambda run: natural(run.name))
     if not runs:
         raise ResreproError(
             f"there are no runs in {folder}; train some with "
@@ -426,7 +434,24 @@ def find_experiments(outputs: str | Path) -> list[str]:
     """The names of the experiments in a folder that have runs."""
     folder = Path(outputs).expanduser()
     configs = folder.glob("*/*/config.yaml") if folder.is_dir() else []
-    return sorted({config.parent.parent.name for config in configs})
+    return sorted({config.parent.parent.name for config in configs}, key=natural)
+
+
+def natural(name: str) -> list[str | float]:
+    """Sorts numbers in names by their value: plain-8 before plain-14."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [float(part) if i % 2 else part for i, part in enumerate(parts)]
+
+
+def too_deep(outputs: str | Path) -> str:
+    """What to say where a folder of outputs is an experiment's, or a run's; else nothing."""
+    folder = Path(outputs).expanduser()
+    if RunDirectory(folder).exists():
+        folder = folder.absolute().parent
+    elif not any(folder.glob("*/config.yaml")):
+        return ""
+    there = folder if folder.name else folder.absolute()
+    return f"; did you mean outputs={there.parent} experiment={there.name}?"
 
 
 def plan_seeds(folder: Path, seeds: int) -> None:
@@ -453,11 +478,6 @@ def planned_seeds(folder: Path) -> int | None:
     if not isinstance(seeds, int) or seeds < 1:
         raise ResreproError(f"{file}: seeds is {seeds!r} and must be 1 or more")
     return seeds
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _csv(rows: Sequence[Row]) -> bytes:

@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
@@ -17,10 +18,10 @@ from resrepro import extension, interruption
 from resrepro.configuration import composition
 from resrepro.configuration.schema import Config, Data
 from resrepro.data import load
-from resrepro.errors import ConfigError, Interrupted
-from resrepro.progress import Progress, Watcher, bar
-from resrepro.runs.run_directory import RunDirectory, one_line, plan_seeds
-from resrepro.runs.status import run_table, standing
+from resrepro.errors import ConfigError, Interrupted, ResreproError, one_line
+from resrepro.progress import Progress, Watcher, bar, fitting, screen, tenths
+from resrepro.runs.run_directory import RunDirectory, plan_seeds
+from resrepro.runs.status import run_table, several, standing
 from resrepro.studies.constructed import constructed_solutions
 
 OWN_KEYS = ("study", "jobs", "hydra")
@@ -101,29 +102,35 @@ def run_study(plan: Plan) -> int:
     """
     if plan.seeds is not None:
         plan_seeds(Path(plan.outputs).expanduser() / plan.experiment, plan.seeds)
-    _train_waiting(f"study {plan.name}", plan.runs, plan)
+    failures = _train_waiting(f"study {plan.name}", plan.runs, plan)
     runs = plan.runs
     if "constructed" in plan.artefacts:
         made = constructed_solutions(plan.runs)
-        _train_waiting("constructed solutions", made, plan)
+        failures += _train_waiting("constructed solutions", made, plan)
         runs = runs + made
     standings = [standing(RunDirectory(run.directory)) for run in runs]
     print(f"\n{run_table(standings)}\n", flush=True)
+    if failures and not any(RunDirectory(run.directory).has_checkpoint() for run in runs):
+        raise ResreproError(f"no run could be trained: {failures[0]}")
     return sum(s.state != "complete" for s in standings)
 
 
-def _train_waiting(name: str, runs: list[Config], plan: Plan) -> None:
+def _train_waiting(name: str, runs: list[Config], plan: Plan) -> list[str]:
+    """Trains those that are to be trained. Returns why runs failed, each reason once."""
     _check_data(runs)
     waiting = [run for run in runs if _state(run) not in ("complete", "diverged")]
-    if waiting:
-        shares = share_out(runs, plan.jobs)
-        print(
-            f"{name}: {len(runs)} runs, {len(runs) - len(waiting)} of them done, "
-            f"{len(shares.devices)} at a time",
-            flush=True,
-        )
-        with interruption.watched(), Display(runs, waiting) as display:
-            _train_all(sorted(waiting, key=cost, reverse=True), shares, display)
+    if not waiting:
+        return []
+    shares = share_out(runs, plan.jobs)
+    at_once = len(shares.devices)
+    print(
+        f"{name}: {counted(len(runs), 'run')}, {len(runs) - len(waiting)} of them done, "
+        f"{at_once} at a time",
+        flush=True,
+    )
+    with interruption.watched(), Display(name, runs, waiting, at_once) as display:
+        _train_all(sorted(waiting, key=cost, reverse=True), shares, display)
+    return list(display.failures)
 
 
 def _check_data(runs: list[Config]) -> None:
@@ -190,11 +197,14 @@ def _train_all(runs: list[Config], shares: Shares, display: "Display") -> None:
     if "forkserver" in multiprocessing.get_all_start_methods():
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
+        resource_tracker.ensure_running()  # starting it would let the signal through
+        with interruption.deferred():
+            forkserver.ensure_running()
     free = list(shares.devices)
     stopping = threading.Event()
 
     def train_next(run: Config) -> None:
-        # Ctrl-C reaches the runs as well: one may end before this process has looked.
+        # A run may end, and its place be free, before this process has looked.
         if not stopping.is_set() and not interruption.is_requested():
             device = free.pop()
             try:
@@ -231,7 +241,13 @@ def _train_in_process(
                 process.terminate()  # SIGTERM: the run saves and stops
                 told_to_stop = True
             if receiver.poll(0.2):
-                display.tell(run, receiver.recv())
+                match receiver.recv():
+                    case Progress() as now:
+                        display.progress(run, now)
+                    case Failed(reason):
+                        display.fail(run, reason)
+                    case line:
+                        display.say(line)
     except EOFError:
         pass  # it has ended
     except BaseException:
@@ -239,15 +255,24 @@ def _train_in_process(
         raise
     finally:
         process.join()
-    if process.exitcode < 0 and not told_to_stop:
-        display.tell(run, f"{run.name}: its process died of signal {-process.exitcode}")
+        display.end(run)
+    is_stopping = told_to_stop or interruption.is_requested()
+    if process.exitcode < 0 and not is_stopping:
+        display.fail(run, f"its process died of signal {-process.exitcode}")
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What a run's process says last, if an error ends it."""
+
+    reason: str
 
 
 def _work(run: Config, sender: Connection, extensions: list[str]) -> None:
     """What the process of a run does; the run directory tells how it went."""
     from resrepro.training.trainer import train
 
-    def tell(news: Progress | str) -> None:
+    def tell(news: Progress | Failed | str) -> None:
         try:
             sender.send(news)
         except BrokenPipeError:  # whoever asked for this run is gone
@@ -261,7 +286,7 @@ def _work(run: Config, sender: Connection, extensions: list[str]) -> None:
     except Interrupted as stop:
         sys.exit(stop.status)
     except Exception as error:  # whatever it is, the other runs go on
-        tell(f"{run.name}: {one_line(error)}")
+        tell(Failed(one_line(error)))
         sys.exit(1)
 
 
@@ -274,45 +299,99 @@ def _wait_for_lock(run: Config) -> None:
 
 
 class Display:
-    """One bar for all runs of a study, and a line for what happens to each."""
+    """A bar for all runs of a study and one for each that goes on, and what happens to each.
 
-    def __init__(self, runs: list[Config], waiting: list[Config]) -> None:
-        self.total = len(runs)
+    Where there is no terminal, a line each tenth of a run in their place.
+
+    Attributes:
+        failures: the runs that ended by an error, by what it said.
+    """
+
+    TOTAL = "{desc}: {percentage:3.0f}%|{bar:10}| {elapsed}<{remaining}{postfix}"
+    RUN = "  {desc} {percentage:3.0f}%|{bar:10}| "
+
+    def __init__(self, name: str, runs: list[Config], waiting: list[Config], at_once: int) -> None:
         self.costs = {run.name: cost(run) for run in runs}
         self.done = {run.name: 0.0 if run in waiting else 1.0 for run in runs}
         self.running: dict[str, Progress] = {}
+        self.failures: dict[str, list[str]] = {}
+        self.told = {run.name: tenths(run.name) for run in waiting}
+        self.widest = max(map(len, self.told))
         begun = self._weight()
-        form = "{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}"
-        self.bar = bar(sum(self.costs.values()), "", "", initial=begun, bar_format=form)
+        self.bar = bar(sum(self.costs.values()), name, "", initial=begun, bar_format=self.TOTAL)
+        self.lines: list[Any] = []
+        if not self.bar.disable:
+            room = max(0, screen().lines - 3)  # tqdm keeps the last two to itself
+            self.lines = [
+                bar(1, "", "", position=1 + i, leave=False, bar_format="{desc}")
+                for i in range(min(at_once, room))
+            ]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for line in reversed(self.lines):
+            line.close()
         self.bar.close()
+        for names in self.failures.values():
+            if len(names) > 1:
+                print(f"{several(names[1:])}: the same", flush=True)
 
     def _weight(self) -> float:
         return sum(self.costs[name] * share for name, share in self.done.items())
 
-    def tell(self, run: Config, news: Progress | str) -> None:
-        """Takes in what a run says."""
-        if isinstance(news, str):
-            self.bar.write(news)
-            sys.stdout.flush()
+    def say(self, line: str) -> None:
+        """Writes a line above the bars."""
+        self.bar.write(line)
+        sys.stdout.flush()
+
+    def fail(self, run: Config, reason: str) -> None:
+        """Takes in that a run failed; of one reason only the first run is told at once."""
+        names = self.failures.setdefault(reason, [])
+        names.append(run.name)
+        if len(names) == 1:
+            self.say(f"{run.name}: {reason}")
+
+    def progress(self, run: Config, now: Progress) -> None:
+        """Takes in how far a run is."""
+        if self.bar.disable:
+            if line := self.told[run.name](now):
+                self.say(line)
             return
-        if run.name not in self.running and not self.bar.disable:
+        if run.name not in self.running:
             # What a resumed run had done before took no time now.
-            self.bar.initial += self.costs[run.name] * news.share
-        self.running[run.name] = news
-        self.done[run.name] = news.share
-        if news.share == 1:
-            self.running.pop(run.name)
+            self.bar.initial += self.costs[run.name] * now.share
+        self.running[run.name] = now
+        self.done[run.name] = now.share
+
+    def end(self, run: Config) -> None:
+        """Takes in that a run's process has ended."""
+        self.running.pop(run.name, None)
 
     def refresh(self) -> None:
-        """Draws the bar anew."""
+        """Draws the bars anew."""
         if self.bar.disable:
             return
         complete = sum(share == 1 for share in self.done.values())
-        parts = [f"{name} {self.done[name]:.0%} {now}" for name, now in list(self.running.items())]
-        self.bar.n = self._weight()
-        self.bar.set_postfix_str(" | ".join([f"{complete} of {self.total} runs", *parts]))
+        self.bar.n, self.bar.postfix = self._weight(), None
+        runs = [f"{complete} of {counted(len(self.done), 'run')}"]
+        self.bar.postfix = fitting(runs, screen().columns - len(str(self.bar)) - 3)
+        self.bar.refresh()
+        running = list(self.running.items())
+        shown = len(self.lines) if len(running) <= len(self.lines) else len(self.lines) - 1
+        for line, (name, now) in zip(self.lines, running[:shown], strict=False):
+            line.bar_format, line.desc = self.RUN, f"{name:{self.widest}}"
+            line.n = now.share
+            line.bar_format += fitting(now.parts(), screen().columns - len(str(line)) - 1)
+            line.refresh()
+        for line in self.lines[len(running[:shown]) :]:
+            line.bar_format, line.desc = "{desc}", ""
+            if line is self.lines[-1] and len(running) > shown:
+                line.desc = f"  and {len(running) - shown} more"
+            line.refresh()
+
+
+def counted(count: int, word: str) -> str:
+    """1 run, 2 runs."""
+    return f"{count} {word}{'' if count == 1 else 's'}"

@@ -2,20 +2,25 @@
 
 import sys
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from resrepro import extension
 from resrepro.configuration import composition
 from resrepro.configuration.schema import Config, from_mapping
-from resrepro.errors import Interrupted
+from resrepro.errors import Interrupted, one_line
 from resrepro.interruption import watched
 from resrepro.progress import console
-from resrepro.runs.run_directory import RunDirectory, one_line
+from resrepro.runs.run_directory import RunDirectory
 from resrepro.runs.status import run_table, standing
 
 
-def train_one(config: Config) -> None:
+def train_one(config: Config, place: str = "") -> None:
     """Trains a run, shown on the terminal.
+
+    Args:
+        config: the run's.
+        place: which of a sweep's runs it is, in words.
 
     Raises:
         ResreproError: it failed.
@@ -23,7 +28,8 @@ def train_one(config: Config) -> None:
     """
     from resrepro.training.trainer import train
 
-    with watched(), console(config.name, config.recipe.iterations) as watcher:
+    shown = f"{place}, {config.name}" if place else config.name
+    with watched(), console(shown, config.recipe.iterations) as watcher:
         train(config, watcher)
 
 
@@ -39,10 +45,11 @@ def train_sweep(words: list[str]) -> int:
     args = composition.parse(words)
     runs = composition.expand("train", [args.overrides], args.config_dir)
     extensions, stopped = extension.loaded(), 0
+    told: set[str] = set()
 
     def job(composed: DictConfig) -> None:
         extension.load_extensions(extensions)  # in a launcher's process they are not there yet
-        train_job(composed)
+        train_job(composed, f"run {HydraConfig.get().job.num + 1} of {len(runs)}", told)
 
     try:
         composition.run_hydra("train", words, job)
@@ -58,10 +65,13 @@ def train_sweep(words: list[str]) -> int:
     return stopped or int(incomplete > 0)
 
 
-def train_job(composed: DictConfig) -> None:
-    """One job of a sweep. Says why it failed, and lets the others go on."""
+def train_job(composed: DictConfig, place: str, told: set[str]) -> None:
+    """One job of a sweep. Says why it failed, each reason once, and lets the others go on."""
     config = from_mapping(composed)
     try:
-        train_one(config)
+        train_one(config, place)
     except Exception as error:  # whatever it is, the runs after this one go on
-        print(f"{config.name}: {one_line(error)}", file=sys.stderr, flush=True)
+        reason = one_line(error)
+        if reason not in told:
+            told.add(reason)
+            print(f"{config.name}: {reason}", file=sys.stderr, flush=True)

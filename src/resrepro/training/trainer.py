@@ -18,10 +18,10 @@ import torch
 from resrepro import interruption, networks
 from resrepro.configuration.schema import Config, Constructed, Model, Recipe
 from resrepro.data import Dataset, load
-from resrepro.errors import Diverged, Interrupted, ResreproError
+from resrepro.errors import Diverged, Interrupted, ResreproError, one_line
 from resrepro.progress import Progress, Watcher
 from resrepro.runs.provenance import provenance
-from resrepro.runs.run_directory import Row, RunDirectory, one_line
+from resrepro.runs.run_directory import Row, RunDirectory
 from resrepro.training import devices
 from resrepro.training.schedule import learning_rate, warms_up
 from resrepro.training.step import Step
@@ -74,7 +74,7 @@ def train(config: Config, watcher: Watcher) -> dict[str, Any]:
     if not run.exists():
         devices.check(config)  # what cannot run here leaves no directory behind
     run.open(config)
-    with run.locked(), _lack_of_memory_explained():
+    with run.locked(), _explained():
         data, summary = None, _intact_summary(run)
         if trained_on := run.data_digest():
             data = load(config.data)
@@ -86,26 +86,36 @@ def train(config: Config, watcher: Watcher) -> dict[str, Any]:
             raise Diverged(f"{summary['reason']}; {run.path} keeps what there was before")
         training = None
         try:
-            training = Training(config, run, watcher, data or load(config.data))
-            return training.run_to_end()
+            with _explained():
+                training = Training(config, run, watcher, data or load(config.data))
+                return training.run_to_end()
         except BaseException as error:
             _write_ending(run, training, error)
             raise
 
 
 @contextmanager
-def _lack_of_memory_explained() -> Iterator[None]:
-    """Turns a lack of memory into a line that says what would need less."""
+def _explained() -> Iterator[None]:
+    """Turns a lack of memory, and of what compile=true needs, into a line that says what helps."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        text = str(error)
         # Of a GPU's memory PyTorch speaks by a type of its own, of the CPU's in words.
         lacks = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
-        if lacks or "allocate memory" in str(error) or "bad_alloc" in str(error):
+        if lacks or "allocate memory" in text or "bad_alloc" in text:
             raise ResreproError(
                 "there is not enough memory for this net and batch; less is needed with "
                 "activation_checkpointing=true or a smaller recipe.batch_size, model.width or depth"
             ) from error
+        if "InvalidCxxCompiler" in text:
+            raise ResreproError(
+                "compile=true needs a C++ compiler, and there is none here; install g++ or use "
+                "compile=false"
+            ) from error
+        if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            line = text.splitlines()[0]
+            raise ResreproError(f"compile=true: {line}; use compile=false") from error
         raise
 
 
@@ -153,6 +163,8 @@ def _write_ending(run: RunDirectory, training: "Training | None", error: BaseExc
             rows = run.metrics() if "rows" in summary else []
             run.write_summary(summary | {"status": status, "reason": reason}, rows)
         run.log(f"{status}: {reason}")
+        if training is not None and isinstance(error, Interrupted):
+            training.watcher.progress(training.progress())
     except Diverged as diverged:  # as it turned out when it was to be saved
         _write_ending(run, training, diverged)
     except OSError:
@@ -228,6 +240,7 @@ class Training:
         """Trains, evaluates and saves until the recipe's last iteration."""
         state, last = self.state, self.recipe.iterations
         self.say(self.headline())
+        self.watcher.progress(self.progress())
         self.write("running")
         while True:
             interruption.check()
@@ -292,7 +305,7 @@ class Training:
         sums = self.step.read()
         if sums.not_finite_at:
             raise self.diverged(sums.not_finite_at)
-        images = self.recipe.batch_size * (state.iteration - state.evaluated)
+        images = self.recipe.batch_size * (state.iteration - max(0, state.evaluated))
         row = state.rows[-1] if state.rows else None
         return Progress(
             state.iteration,
