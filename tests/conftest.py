@@ -95,6 +95,7 @@ def resrepro_here(
         monkeypatch.chdir(tmp_path)
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         monkeypatch.setenv("RESREPRO_DATA", str(tmp_path / "data-cache"))
+        monkeypatch.setenv("COLUMNS", "200")
         capsys.readouterr()
         status = main(list(words))
         return Done(status, *capsys.readouterr())

@@ -8,6 +8,7 @@ import random
 import select
 import signal
 import subprocess
+import sys
 import termios
 import threading
 import time
@@ -279,7 +280,89 @@ def test_a_signal_that_an_import_swallows_is_not_lost() -> None:
         interruption.check()  # that of another command is forgotten
 
 
+def test_a_second_ctrl_c_at_once_is_the_same_one() -> None:
+    """It must not break into what the first has begun: an import, the last line, the end."""
+    with interruption.noted():
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    with interruption.noted():
+        with suppress(Interrupted), interruption.watched():
+            os.kill(os.getpid(), signal.SIGINT)
+            interruption.check()
+        os.kill(os.getpid(), signal.SIGINT)  # while what was stopped is told
+
+
+def test_a_later_ctrl_c_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruption, "AGAIN_SECONDS", 0.0)
+    with interruption.noted():
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_program_that_ends_is_not_disturbed() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with interruption.noted(is_program=True):
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.signal(signal.SIGINT, before)
+        with interruption.noted():
+            pass
+        assert signal.getsignal(signal.SIGINT) == before
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_ctrl_c_while_the_command_is_imported_is_quiet() -> None:
+    program = """
+import sys
+class Press:
+    def find_spec(self, name, *_):
+        if name == "resrepro.extension":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Press())
+import resrepro.cli
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
+def test_what_is_started_while_ctrl_c_is_deferred_never_sees_it() -> None:
+    with interruption.deferred():
+        process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        os.killpg(process.pid, signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+    finally:
+        process.kill()
+        process.wait()
+    with pytest.raises(KeyboardInterrupt), interruption.noted(), interruption.deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 # Sweeps and studies
+
+
+def test_ctrl_c_in_a_studys_first_seconds_is_quiet(tmp_path: Path) -> None:
+    """While what its processes are forked from still imports; and again at once."""
+    words = ["reproduce", "study=smoke", "jobs=2", "device=cpu", f"outputs={tmp_path}"]
+    life = Command([*words, "recipe.iterations=20000"], tmp_path / "log")
+    survival.wait_until(lambda: "at a time" in life.out, "the first runs")
+    time.sleep(0.3)
+    survival.send(life, signal.SIGINT, whole_group=True)
+    time.sleep(0.05)
+    survival.send(life, signal.SIGINT, whole_group=True)
+    assert life.wait() == 130, life.err
+    assert life.err.splitlines()[-1] == (
+        "resrepro reproduce: stopped; the same command goes on from here"
+    )
+    assert "Traceback" not in life.err
+    assert "begins" not in life.out
+    assert "died" not in life.out
+    survival.wait_until(lambda: not lives_on(life.pid), "the end of all processes", SOON)
 
 
 def test_ctrl_c_stops_a_sweep(nursery: Nursery, unbroken: dict[str, Any], tmp_path: Path) -> None:
@@ -294,7 +377,9 @@ def test_ctrl_c_stops_a_sweep(nursery: Nursery, unbroken: dict[str, Any], tmp_pa
     ]
     check_interrupted(runs[1])
     assert not runs[2].exists()
-    assert "waiting" in life.out.splitlines()[-1]
+    table, _, note = life.out[life.out.index("\nrun  ") + 1 :].partition("\n\n")
+    assert table.splitlines()[-1].split()[:2] == [runs[2].name, "waiting"]
+    assert note.endswith(f"{runs[1].name}: stopped by a signal; the same command goes on\n")
     life = nursery.start(words)
     assert life.wait() == 0, life.err
     assert unequal(runs[0], unbroken) == []

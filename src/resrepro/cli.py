@@ -144,6 +144,27 @@ def data(words: list[str]) -> int:
     return 0
 
 
+def evaluate(words: list[str]) -> int:
+    """Evaluates saved nets once more, beside what their directories say."""
+    from resrepro.configuration import composition
+
+    paths, others = composition.take_paths(words, "run")
+    composed = composition.compose_one("evaluate", others)
+    if composed is None:
+        return 0
+    if not paths:
+        raise ConfigError("run is not given, as in run=outputs/digits/plain-20-s0")
+
+    from resrepro.configuration.schema import data_from_mapping
+    from resrepro.studies.reevaluation import evaluations
+
+    settings = {key: composed[key] for key in ("device", "precision", "compile")}
+    other = data_from_mapping(composed.data) if "data" in composed else None
+    for line in evaluations(paths, settings, other):
+        print(line, flush=True)
+    return 0
+
+
 def bench(words: list[str]) -> int:
     """Measures how fast training is."""
     from resrepro.configuration import composition
@@ -176,6 +197,7 @@ COMMANDS = {
     "train": Command("train one net, or sweep over many with -m", train),
     "reproduce": Command("run a whole study, then make its figures and table", reproduce),
     "construct": Command("make a deeper net from a trained one by identity layers", construct),
+    "evaluate": Command("a saved net's errors once more, beside what was recorded", evaluate),
     "plot": Command("draw the paper's figures from the runs there are", plot),
     "report": Command("make one page of an experiment: verdicts, figures, table 6", report),
     "status": Command("show all runs: state, errors, speed, time left", status),

@@ -14,16 +14,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from resrepro.configuration.schema import Config
 from resrepro.errors import ConfigError, ResreproError
 from resrepro.files import write_atomically
-from resrepro.runs.run_directory import Row, RunDirectory, _seal, find_experiments, find_runs
+from resrepro.runs.run_directory import (
+    Row,
+    RunDirectory,
+    _seal,
+    find_experiments,
+    find_runs,
+    natural,
+)
 from resrepro.runs.status import standing
 
 ROWS = [
@@ -489,6 +498,60 @@ def test_a_run_that_another_process_has_begun_does_not_give_way(
         fresh(run).open(quick("recipe.iterations=15", "recipe.learning_rate=0.5"))
 
 
+# A directory that protects nothing
+
+
+def test_a_run_that_never_trained_gives_way(
+    quick: Callable[..., Config], run: RunDirectory
+) -> None:
+    """Whatever kept it from training may just have been mended."""
+    other = quick("recipe.iterations=15", "recipe.learning_rate=0.5")
+    for left in (("config.yaml", "summary.json"), ("config.yaml",)):
+        run.write_summary({"status": "failed"}, [])
+        for path in run.path.iterdir():
+            if path.name not in left:
+                path.unlink()
+        fresh(run).open(other)
+        assert fresh(run).config() == other
+        assert fresh(run).summary() is None
+        assert "another configuration takes its place" in (run.path / "train.log").read_text()
+        other = quick("recipe.iterations=15", "recipe.learning_rate=0.25")
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "checkpoint.previous.pt", "metrics.csv"])
+def test_a_checkpoint_or_a_row_protects_its_run(
+    name: str, quick: Callable[..., Config], run: RunDirectory
+) -> None:
+    content = (run.path / "metrics.csv").read_bytes()
+    for path in run.path.iterdir():
+        if path.name != "config.yaml":
+            path.unlink()
+    (run.path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match="holds another configuration"):
+        fresh(run).open(quick("recipe.iterations=15", "recipe.learning_rate=0.5"))
+    assert fresh(run).config().recipe.learning_rate == 0.02
+    assert (run.path / name).read_bytes() == content
+
+
+def test_the_advice_that_a_failed_run_gives_can_be_followed(
+    quick_words: tuple[str, ...], tmp_path: Path, resrepro_here: Callable[..., Any]
+) -> None:
+    """Of images that differ in size, and in a sweep of which one run had failed."""
+    chance = np.random.default_rng(0)
+    for split, size in (("train", 16), ("train", 16), ("train", 20), ("test", 16), ("test", 16)):
+        for label in "ab":
+            folder = tmp_path / "images" / split / label
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = chance.integers(256, size=(size, size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{len(list(folder.iterdir()))}.png")
+    words = ("train", *quick_words, "data=image_folder", f"data.root={tmp_path}/images")
+    done = resrepro_here(*words)
+    assert done.status == 1
+    assert "data.image_size=N" in done.error
+    assert resrepro_here(*words, "data.image_size=16").status == 0
+    assert resrepro_here(*words, "-m", "data.image_size=16", "seed=0,1").status == 0
+
+
 # Finding runs
 
 
@@ -499,6 +562,20 @@ def test_runs_are_found_by_experiment(run: RunDirectory, tmp_path: Path) -> None
     assert [found.name for found in find_runs(outputs, "digits")] == ["residual-8-s0"]
     assert find_experiments(outputs) == ["digits"]
     assert find_experiments(tmp_path / "absent") == []
+
+
+def test_names_are_in_their_natural_order(quick: Callable[..., Config], tmp_path: Path) -> None:
+    names = ["plain-8-s0", "plain-8-s2", "plain-8-s10", "plain-14-s0", "residual-8-s0-lr0.05"]
+    names += ["residual-8-s0-lr0.1", "residual-110-s0"]
+    for name in reversed(names):
+        (tmp_path / "outputs/digits" / name).mkdir(parents=True)
+        (tmp_path / "outputs/digits" / name / "config.yaml").write_text("")
+        (tmp_path / "outputs" / f"{name}-sweep" / name).mkdir(parents=True)
+        (tmp_path / "outputs" / f"{name}-sweep" / name / "config.yaml").write_text("")
+    assert [run.name for run in find_runs(tmp_path / "outputs", "digits")] == names
+    found = find_experiments(tmp_path / "outputs")
+    assert found == ["digits", *[f"{name}-sweep" for name in sorted(names, key=natural)]]
+    assert sorted(["1", "a1", "", "10", "2", "a"], key=natural) == ["", "1", "2", "10", "a", "a1"]
 
 
 def test_no_runs_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from resrepro.configuration.schema import Config
 from resrepro.errors import ResreproError
 from resrepro.progress import Watcher
 from resrepro.runs.run_directory import Row, RunDirectory
-from resrepro.runs.status import HEADERS, standing, status_report
+from resrepro.runs.status import HEADERS, run_table, several, standing, status_report
 from resrepro.training import trainer
 
 Make = Callable[..., RunDirectory]
@@ -124,8 +125,8 @@ def test_a_report_has_every_experiment_or_the_one_asked_for(
     both = status_report(outputs, None)
     assert re.findall(r"^(?:plain|residual)\S+", both, re.MULTILINE) == [
         "residual-8-s0",
-        "residual-14-s0",
         "residual-8-s1",
+        "residual-14-s0",
     ]
     assert both.index("outputs/one\n") < both.index("outputs/two\n")
     assert "residual-8-s0" not in status_report(outputs, "two")
@@ -137,3 +138,96 @@ def test_the_last_row_is_the_one_shown(config: Config, made_up_run: Make, rows: 
     last = Row(1000, 9.0, 0.02, 0.1, 77.0, 0.1, 66.0, 1.0)
     seen = cells(made_up_run(config, [*rows(last=500), last]))
     assert (seen["train %"], seen["test %"]) == ("77.00", "66.00")
+
+
+@pytest.fixture
+def standings(quick: Callable[..., Config], made_up_run: Make, rows: Any) -> list[Any]:
+    """Of runs of every sort, with long names."""
+    made = [
+        made_up_run(quick("depth=1202", "tag=lr0.05", f"seed={seed}"), rows(), state)
+        for seed, state in enumerate(["complete", "interrupted", "failed"])
+    ]
+    return [standing(run) for run in made]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_table_fits_the_terminal(columns: int, standings: list[Any]) -> None:
+    text = run_table(standings, columns)
+    assert max(map(len, text.splitlines())) <= columns
+    for one in standings:
+        assert one.cells[0] in text
+        assert one.state in text
+    has_all = all(header in text.splitlines()[0] for header in HEADERS[:-1])
+    assert has_all == (columns == 120)
+    assert (f"({columns} columns are too few to show images/s" in text) == (columns < 120)
+
+
+def test_where_there_is_no_terminal_a_table_has_all_columns(
+    standings: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert "too few" not in run_table(standings)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "(80 columns are too few to show images/s" in run_table(standings)
+
+
+def test_a_name_longer_than_the_terminal_goes_on_below(standings: list[Any]) -> None:
+    head, _, _ = run_table(standings, 50).partition("\n\n")
+    _, dashes, *rows = head.splitlines()
+    assert max(map(len, rows)) <= 50
+    column = dashes.index(" ")
+    names = "".join(row[:column].strip() for row in rows)
+    assert names == "".join(one.cells[0] for one in standings)
+
+
+def test_a_reason_is_told_once_with_the_runs_it_is_about(
+    quick: Callable[..., Config], made_up_run: Make
+) -> None:
+    reason = "data.root=lost: there is no such folder, and this goes on at some length " * 2
+    made = [
+        made_up_run(quick(f"seed={seed}"), [], "failed", reason=reason if seed else "another")
+        for seed in range(25)
+    ]
+    text = run_table([standing(run) for run in made], 80)
+    assert " ".join(text.split()).count("there is no such folder") == 2  # of one reason
+    notes = " ".join(text.split("\n\n")[-1].split())
+    assert notes.startswith("residual-8-s0: another residual-8-s1, residual-8-s2, ")
+    assert "residual-8-s3 and 21 more: data.root=lost" in notes
+    assert len(text.splitlines()) == 2 + 25 + 1 + 1 + 3
+
+
+def test_names_in_a_row() -> None:
+    assert several(["a"]) == "a"
+    assert several(list("abcd")) == "a, b, c, d"
+    assert several(list("abcdef")) == "a, b, c and 3 more"
+
+
+def test_runs_of_several_experiments_are_told_apart(
+    quick: Callable[..., Config], made_up_run: Make, rows: Any, tmp_path: Path
+) -> None:
+    places = [("a", "one"), ("a", "two"), ("b", "one")]
+    made = [
+        made_up_run(replace(quick(), outputs=f"{tmp_path}/{o}", experiment=e), rows())
+        for o, e in places
+    ]
+    standings = [standing(run) for run in made]
+    names = [line.split()[0] for line in run_table(standings, 0).splitlines()[2:]]
+    assert names == [f"{o}/{e}/residual-8-s0" for o, e in places]
+    names = [line.split()[0] for line in run_table(standings[:2], 0).splitlines()[2:]]
+    assert names == ["one/residual-8-s0", "two/residual-8-s0"]
+
+
+def test_a_folder_too_deep_is_told_from_an_empty_one(
+    quick: Callable[..., Config], made_up_run: Make, rows: Any, tmp_path: Path, resrepro_here: Any
+) -> None:
+    run = made_up_run(quick("experiment=one"), rows())
+    outputs = tmp_path / "outputs"
+    advice = f"there are no runs in .*; did you mean outputs={outputs} experiment=one\\?$"
+    for place in (outputs / "one", run.path):
+        with pytest.raises(ResreproError, match=advice):
+            status_report(str(place), None)
+    done = resrepro_here("status", "outputs=outputs/one")
+    assert done.status == 1
+    assert done.error.endswith("; did you mean outputs=outputs experiment=one?")
+    with pytest.raises(ResreproError, match="reproduce study=digits"):
+        status_report(str(outputs / "one/figures"), None)

@@ -281,10 +281,10 @@ def test_a_run_that_is_not_complete_is_refused_in_one_line(
 def test_a_folder_that_holds_no_run_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["construct", f"run={tmp_path}/nothing", "depth=20"]) == 1
+    assert main(["construct", f"run={tmp_path}/nothing", "depth=20"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert f"{tmp_path}/nothing" in said
+    assert f"{tmp_path}/nothing is no run's directory: it has no config.yaml; " in said
     assert main(["construct", "depth=20"]) == 2
     assert "run is not given" in capsys.readouterr().err
 

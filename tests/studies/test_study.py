@@ -103,6 +103,20 @@ def test_a_study_records_how_many_seeds_it_plans(
     assert planned_seeds(folder) == 5
 
 
+def test_a_study_of_which_no_run_could_be_trained_ends_with_the_cause(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(runs: list[Config], _: Any, display: study.Display) -> None:
+        for run in runs:
+            display.fail(run, "x: Read-only file system")
+
+    monkeypatch.setattr(study, "_train_all", fail)
+    runs = expand("train", [["data=digits", "depth=8,14", f"outputs={tmp_path}"]], None)
+    with pytest.raises(ResreproError, match=r"^no run could be trained: x: Read-only file system$"):
+        run_study(Plan("x", runs, [], 1))
+    assert capsys.readouterr().out.count("Read-only") == 1
+
+
 @pytest.mark.parametrize("name", ["digits", "figure1", "figure6", "table6"])
 def test_the_studies_plan_seeds(name: str) -> None:
     composed = compose_one("reproduce", [f"study={name}"])
@@ -195,6 +209,8 @@ def test_a_study_makes_runs_table_and_figure(smoke: tuple[Path, Any]) -> None:
     assert [(row[0], row[1]) for row in runs] == [(name, "complete") for name in NAMES]
     assert [row[0] for row in errors] == ["plain-8", "plain-14", "ResNet-8", "ResNet-14"]
     assert "outputs/smoke/figures/figure6.png (SVG and PDF beside it)" in done.stdout.splitlines()
+    for name in NAMES:
+        assert re.search(rf"^{name}: iteration 5 of 6: train .*, test ", done.stdout, re.MULTILINE)
 
 
 def test_a_study_again_trains_nothing_and_makes_the_same(

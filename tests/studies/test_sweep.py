@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from resrepro.configuration.schema import Config
+from resrepro.errors import ResreproError
 from resrepro.progress import Watcher
 from resrepro.runs.run_directory import RunDirectory
 from resrepro.studies import sweep
@@ -43,8 +44,13 @@ def swept(
 
 def table(text: str) -> dict[str, str]:
     """The rows of the table that was printed at the end, by run."""
-    lines = text[text.index("\nrun ") :].splitlines()[3:]
-    return {line.split()[0]: line for line in lines if line}
+    rows, _, _ = text[text.index("\nrun  ") + 1 :].partition("\n\n")
+    return {line.split()[0]: line for line in rows.splitlines()[2:]}
+
+
+def notes(text: str) -> list[str]:
+    """What is said below the table."""
+    return text[text.index("\nrun  ") + 1 :].partition("\n\n")[2].splitlines()
 
 
 def states(text: str) -> dict[str, str]:
@@ -59,7 +65,9 @@ def numbers(run: Path) -> list[str]:
 def test_a_sweep_ends_with_a_table_of_all_runs(swept: Sweep) -> None:
     assert (swept.done.status, swept.done.stderr) == (0, "")
     assert states(swept.done.stdout) == dict.fromkeys(NAMES, "complete")
-    for name in NAMES:
+    assert notes(swept.done.stdout) == []
+    for place, name in enumerate(NAMES, 1):
+        assert f"\nrun {place} of 4, {name}: iteration 5 of 5: train " in swept.done.stdout
         row = table(swept.done.stdout)[name]
         summary = RunDirectory(swept.runs / name).summary()
         assert summary is not None
@@ -115,7 +123,8 @@ def test_a_diverging_run_harms_no_other(
     bad, good = "residual-8-s0-lr1e+30", "residual-8-s0-lr0.02"
     assert states(done.stdout) == {bad: "diverged", good: "complete"}
     reason = r"the loss is not finite at iteration \d, learning rate 1e\+30"
-    assert re.search(reason, table(done.stdout)[bad])
+    (note,) = notes(done.stdout)
+    assert re.fullmatch(rf"{re.escape(bad)}: {reason}", note)
     assert " left" not in table(done.stdout)[bad]
     first, last = done.stderr.splitlines()
     assert re.fullmatch(rf"{re.escape(bad)}: {reason}", first)
@@ -139,10 +148,31 @@ def test_a_run_that_fails_in_any_way_harms_no_other(
         return train(config, Watcher(fail) if config.seed == 0 else watcher)
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(trainer, "train", fail_for_seed_0)
     assert sweep.train_sweep(["-m", *quick_words, "seed=0,1"]) == 1
     out, err = capsys.readouterr()
     assert states(out) == {"residual-8-s0": "failed", "residual-8-s1": "complete"}
-    assert table(out)["residual-8-s0"].endswith(" out of memory: tried to allocate 1 TiB")
+    assert notes(out) == ["residual-8-s0: out of memory: tried to allocate 1 TiB"]
     assert "residual-8-s0: out of memory: tried to allocate 1 TiB" in err.splitlines()
     assert "Traceback" not in err
+
+
+def test_the_same_failure_is_told_once(
+    resrepro_here: Run, quick_words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise ResreproError("the data are not there")
+
+    monkeypatch.setattr(trainer, "load", fail)
+    done = resrepro_here("train", "-m", *quick_words, "seed=0,1,2,3,4,5")
+    assert done.status == 1
+    assert done.stderr.splitlines() == [
+        "residual-8-s0: the data are not there",
+        "resrepro train: 6 of 6 runs are not complete",
+    ]
+    assert done.stdout.count("the data are not") == 1
+    assert len(table(done.stdout)) == 6
+    assert notes(done.stdout) == [
+        "residual-8-s0, residual-8-s1, residual-8-s2 and 3 more: the data are not there"
+    ]

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
 from resrepro import interruption, networks
 from resrepro.configuration.composition import expand
@@ -917,3 +918,46 @@ def test_a_lack_of_memory_says_what_needs_less_and_the_run_goes_on_with_it(
             quietly(config)
     assert json.loads((config.directory / "summary.json").read_text())["status"] == "failed"
     assert quietly(replace(config, activation_checkpointing=True))["status"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (InvalidCxxCompiler(), r"compile=true needs a C\+\+ compiler, .*; install g"),
+        (ValueError("of a kind"), "compile=true: ValueError: of a kind; use compile=false"),
+    ],
+)
+def test_what_compiling_lacks_is_one_line_in_its_summary_too(
+    quick: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    cause: Exception,
+    message: str,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise InductorError(cause, None)
+
+    config = quick(*SMALL)
+    monkeypatch.setattr(Training, "iterate", fail)
+    with pytest.raises(ResreproError, match=message) as error:
+        quietly(config)
+    state = json.loads((config.directory / "summary.json").read_text())
+    assert (state["status"], state["reason"]) == ("failed", str(error.value))
+
+
+def test_the_first_news_says_where_a_run_begins_or_goes_on_and_the_last_what_is_saved(
+    quick: Callable[..., Config],
+) -> None:
+    config, news = quick(*SMALL), []
+
+    def stop(now: Progress) -> None:
+        news.append(now.iteration)
+        if now.iteration == 10 and news.count(10) == 1:
+            raise Interrupted(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        train(config, Watcher(progress=stop))
+    assert news[0] == 0
+    assert news[-1] == summary(config.directory)["iteration"] == 10
+    news.clear()
+    train(config, Watcher(progress=lambda now: news.append(now.iteration)))
+    assert news[0] == 10

@@ -108,6 +108,19 @@ def split_words(words: list[str], own_keys: tuple[str, ...]) -> tuple[list[str],
     return [word for word in words if word not in of_runs], of_runs
 
 
+def take_paths(words: list[str], key: str) -> tuple[list[Path], list[str]]:
+    """The paths that words give to a key, with commas or in words of their own; and the others.
+
+    A path is taken as it is: what Hydra's grammar reads in its characters is not meant.
+    """
+    values = [word.removeprefix(f"{key}=") for word in words if word.startswith(f"{key}=")]
+    paths: list[str] = []
+    for value in values:
+        is_one = Path(value).expanduser().exists()
+        paths += filter(None, [value] if is_one else value.split(","))
+    return [Path(path) for path in paths], [w for w in words if not w.startswith(f"{key}=")]
+
+
 def expand(command: str, sweeps: list[list[str]], config_dir: str | None) -> list[Config]:
     """Every run of some sweeps, checked, before any of them starts.
 
