@@ -27,11 +27,12 @@ HEADERS = (
 
 
 def final_errors(group: Group) -> str:
-    """The table's own columns, for the terminal."""
+    """The table's own columns, for the terminal: within 80 columns."""
     return tabulate(
         [row[:6] for row in rows(group)],
         HEADERS[:6],
         "simple",
+        maxheadercolwidths=12,
         colalign=("left", *["right"] * 5),
         disable_numparse=True,
     )
