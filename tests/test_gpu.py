@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
-# A rate that drops three times, and a warm-up that ends: three graphs, and more.
+# A rate that drops, and a warm-up that ends: one graph sees several rates.
 WORDS = ("recipe.iterations=60", "recipe.warm_up.depth=8", "evaluate_every=20", "depth=14")
 
 

@@ -181,7 +181,7 @@ def test_a_run_in_the_middle_is_compared_with_nothing_of_another_iteration(
     config = quick("recipe.iterations=12", "evaluate_every=4", "checkpoint_seconds=1000")
     watcher = Watcher(stop)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("resrepro.training.trainer.PROGRESS_SECONDS", -1)
+        patch.setattr("resrepro.training.loop.PROGRESS_SECONDS", -1)
         with pytest.raises(Interrupted):
             train(config, watcher)
     one = evaluate(RunDirectory(config.directory), OWN)

@@ -27,9 +27,10 @@ from resrepro.data.batches import Batches
 from resrepro.errors import ConfigError, Diverged, Interrupted, ResreproError
 from resrepro.progress import Progress, Watcher
 from resrepro.runs.run_directory import RunDirectory
-from resrepro.training import devices, trainer
-from resrepro.training.step import Step, StepGraph
-from resrepro.training.trainer import Training, train
+from resrepro.training import devices, loop, trainer
+from resrepro.training.loop import Training
+from resrepro.training.step import Step, StepGraph, set_rate
+from resrepro.training.trainer import train
 
 SMALL = ("model.width=4", "recipe.iterations=12", "evaluate_every=5")
 
@@ -92,7 +93,7 @@ def test_ctrl_c_between_an_update_and_its_count_saves_no_half_iteration(
 ) -> None:
     """From Python or a notebook, where nothing watches for the signal."""
     config = quick(*SMALL)
-    counted, count = 0, Step._count
+    counted, count = 0, Step.count
 
     def interrupted(step: Step, *args: Tensor) -> None:
         nonlocal counted
@@ -101,7 +102,7 @@ def test_ctrl_c_between_an_update_and_its_count_saves_no_half_iteration(
             raise KeyboardInterrupt
         count(step, *args)
 
-    monkeypatch.setattr(Step, "_count", interrupted)
+    monkeypatch.setattr(Step, "count", interrupted)
     with pytest.raises(KeyboardInterrupt):
         quietly(config)
     assert summary(config.directory)["status"] == "interrupted"
@@ -388,7 +389,7 @@ def on_meta(quick: Callable[..., Config]) -> Step:
 
 def test_a_step_leaves_no_tensor_behind_on_the_cpu(on_meta: Step) -> None:
     for iteration in range(2):
-        list(on_meta.parts(iteration, 0.1))
+        on_meta(iteration, 0.1)
     parameters = list(on_meta.network.parameters())
     tensors = [*on_meta.network.state_dict().values(), on_meta.sums, on_meta.batches.mean]
     tensors += [p.grad for p in parameters if p.grad is not None]
@@ -400,7 +401,7 @@ def test_a_step_leaves_no_tensor_behind_on_the_cpu(on_meta: Step) -> None:
 
 def test_a_step_waits_for_no_value(on_meta: Step) -> None:
     # On meta there are no values: .item(), .tolist() or an `if` on a tensor would fail.
-    list(on_meta.parts(0, 0.1))
+    on_meta(0, 0.1)
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         on_meta.read()
 
@@ -413,7 +414,7 @@ def test_an_evaluation_fails_only_where_its_result_is_needed(on_meta: Step) -> N
 def test_a_tensor_on_another_device_would_show(on_meta: Step) -> None:
     on_meta.batches.mean = torch.zeros(1, 8, 8)
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
-        list(on_meta.parts(0, 0.1))
+        on_meta(0, 0.1)
 
 
 def test_a_compiled_net_is_saved_as_the_plain_one(
@@ -461,7 +462,7 @@ def test_a_run_stopped_again_and_again_is_still_the_same(
     config = quick(*SMALL)
     stops = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "CHECKPOINT_SHARE", 1.0)
+        patch.setattr(loop, "CHECKPOINT_SHARE", 1.0)
         for look in (3, 2, 3, 4, 2):
             interrupt(config, look)
             stops += 1
@@ -817,31 +818,45 @@ def test_activation_checkpointing_changes_no_bit(quick: Callable[..., Config]) -
     assert_same_run(one.directory, other.directory)
 
 
-def test_a_captured_step_never_uses_a_stale_rate(quick: Callable[..., Config]) -> None:
-    """Captured anew when the rate changes, and else only replayed; here without a GPU."""
+def test_a_step_is_captured_once_and_replayed_on_each_batch(quick: Callable[..., Config]) -> None:
+    """Here without a GPU."""
     captured: list[Any] = []
-    replayed: list[float] = []
+    batches: list[int] = []
 
     def capture(run: Callable[[], None]) -> Callable[[], None]:
         captured.append(run)
         return run
 
-    def compute(x: Tensor, labels: Tensor, rate: float) -> Iterator[str]:
+    def train_on(x: Tensor, labels: Tensor) -> None:
         assert x[0, 0, 0, 0] == labels[0]  # of one batch, and of this one
         batches.append(int(labels[0]))
-        replayed.append(rate)
-        yield "all"
 
-    batches: list[int] = []
-    graph = StepGraph(compute)
+    graph = StepGraph(train_on)
     graph.capture = capture  # type: ignore[method-assign, assignment]
-    graph.eagerly = graph.run  # type: ignore[method-assign]
-    rates = [0.1] * 6 + [0.01] * 3 + [0.001] * 2
-    for number, rate in enumerate(rates):
-        graph(torch.full((2, 3, 8, 8), float(number)), torch.full((2,), number), rate)
-    assert replayed == rates
-    assert batches == list(range(len(rates)))
-    assert len(captured) == 3
+    graph.eagerly = train_on  # type: ignore[method-assign]
+    for number in range(11):
+        graph(torch.full((2, 3, 8, 8), float(number)), torch.full((2,), number))
+    assert batches == list(range(11))
+    assert len(captured) == 1
+
+
+def test_the_rate_of_a_captured_step_is_one_tensor_that_its_optimizer_reads_anew() -> None:
+    """As on a GPU: one fused kernel. A number would be a constant of the graph."""
+
+    def weights(rate: float | Tensor) -> tuple[torch.nn.Parameter, torch.optim.SGD]:
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, 8))
+        return weight, torch.optim.SGD([weight], lr=rate, momentum=0.9, fused=True)
+
+    on_device = torch.tensor(0.1)
+    (one, by_tensor), (other, by_number) = weights(on_device), weights(0.1)
+    for rate in (0.1, 0.1, 0.01, 0.001):
+        one.grad, other.grad = torch.ones(8), torch.ones(8)
+        set_rate(by_tensor, rate)
+        set_rate(by_number, float(torch.tensor(rate)))
+        by_tensor.step()
+        by_number.step()
+        assert torch.equal(one, other)
+    assert by_tensor.param_groups[0]["lr"] is on_device
 
 
 def test_three_iterations_go_before_a_capture() -> None:
@@ -852,11 +867,11 @@ def test_three_iterations_go_before_a_capture() -> None:
         order.append("capture")
         return lambda: order.append("replay")
 
-    graph = StepGraph(lambda *_: iter(()))
+    graph = StepGraph(lambda *_: None)
     graph.capture = capture  # type: ignore[method-assign, assignment]
     graph.eagerly = lambda *_: order.append("eager")  # type: ignore[method-assign, assignment]
     for _ in range(5):
-        graph(torch.zeros(1), torch.zeros(1), 0.1)
+        graph(torch.zeros(1), torch.zeros(1))
     assert order == ["eager", "eager", "eager", "capture", "replay", "replay"]
 
 
@@ -865,10 +880,10 @@ def test_a_replay_that_does_nothing_is_an_error(
 ) -> None:
     """As of a graph that was captured on another device: it would end with no error at all."""
     config = quick("recipe.iterations=12", "evaluate_every=6")
-    monkeypatch.setattr(StepGraph, "eagerly", StepGraph.run)
+    monkeypatch.setattr(StepGraph, "eagerly", lambda graph, *batch: graph.train_on(*batch))
     monkeypatch.setattr(StepGraph, "capture", staticmethod(lambda _run: lambda: None))
     training = Training(config, RunDirectory(config.directory), Watcher(), load(config.data))
-    training.step.graph = StepGraph(training.step._compute)
+    training.step.graph = StepGraph(training.step.train_on)
     training.run.open(config)
     for _ in range(StepGraph.EAGER):
         training.iterate()

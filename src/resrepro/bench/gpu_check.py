@@ -284,7 +284,7 @@ def at_once(check: Check) -> None:
 def run_for(_: int, config: Config, pixels: int, seconds: float, barrier: Any, speeds: Any) -> None:
     """Trains for some time, when all are ready, and tells the images a second."""
     with speed.prepared(config, speed.random_pixels(pixels)) as training:
-        clock = speed.Clock(training.device)
+        clock = speed.Clock(training.step.device)
         clock.time(training.iterate, 5)
         barrier.wait(timeout=300)
         began, iterations = clock.now(), 0

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ from resrepro.progress import Watcher, bar
 from resrepro.runs.provenance import provenance
 from resrepro.runs.run_directory import RunDirectory
 from resrepro.training import devices
-from resrepro.training.step import StepGraph
-from resrepro.training.trainer import Training
+from resrepro.training.loop import Training
+from resrepro.training.step import Step, StepGraph
 
 IMAGES = 10_000  # more than a repeat sees; an epoch's length plays no part
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns: enough to reach the machine's rate
@@ -43,7 +43,16 @@ WARM_UP = StepGraph.EAGER + 2  # iterations before any is timed: a capture is am
 # Each activation is written and read on the way forward and read on the way back, where its
 # gradient is written and read.
 PASSES = 5
-PARTS = ("batch assembly", "forward", "backward", "update", "graph", "bookkeeping")
+# The methods of a step that are timed, and what they are called; of a captured one the inner ones
+# are never called.
+STEPS = {
+    "assemble": "batch assembly",
+    "forward": "forward",
+    "backward": "backward",
+    "update": "update",
+    "launch": "graph",
+}
+PARTS = (*STEPS.values(), "bookkeeping")
 
 
 @dataclass(frozen=True)
@@ -168,7 +177,7 @@ def measure(
     """Times one configuration, the conventional pipeline and the machine's limits in turns."""
     data = random_pixels(size)
     with prepared(config, data) as training:
-        device = training.device
+        device = training.step.device
         clock = Clock(device)
         loops = {"loop": training.iterate}
         if settings.conventional:
@@ -200,13 +209,13 @@ def measure(
             image_size=size,
             batch_size=config.recipe.batch_size,
             seconds=median["loop"],
-            parts={name: statistics.median(parts[name]) for name in PARTS if name in parts},
+            parts={name: statistics.median(values) for name, values in parts.items()},
             conventional_seconds=median.get("conventional"),
             floating_point_operations=operations_needed,
             activation_bytes=activation_bytes,
             matrix_rate=operations / median["multiply"],
             copy_bandwidth=copied / median["copy"],
-            peak_memory_bytes=training.peak_memory.bytes(),
+            peak_memory_bytes=training.record.peak_memory.bytes(),
         )
 
 
@@ -260,15 +269,34 @@ def iterations_for(loop: Callable[[], None], settings: Settings, clock: Clock) -
 
 
 def parts_of(training: Training, clock: Clock, count: int) -> dict[str, float]:
-    """Seconds of each part of an iteration, mean of `count`."""
+    """Seconds of each part of an iteration, mean of `count`; bookkeeping is all that is left."""
     seconds: dict[str, float] = defaultdict(float)
-    for _ in range(count):
-        before = clock.now()
-        for part in training.parts():
-            now = clock.now()
-            seconds[part] += (now - before) / count
-            before = now
-    return seconds
+    with ExitStack() as stack:
+        for name, part in STEPS.items():
+            stack.enter_context(timed(training.step, name, clock, seconds, part))
+        total = count * clock.time(training.iterate, count)
+    seconds["bookkeeping"] = total - sum(seconds.values())
+    return {part: seconds[part] / count for part in PARTS if part in seconds}
+
+
+@contextmanager
+def timed(
+    step: Step, name: str, clock: Clock, seconds: dict[str, float], part: str
+) -> Iterator[None]:
+    """Within the block each call of a step's method adds what it takes to its part's seconds."""
+    method = getattr(step, name)
+
+    def call(*args: Any) -> Any:
+        began = clock.now()
+        result = method(*args)
+        seconds[part] += clock.now() - began
+        return result
+
+    setattr(step, name, call)
+    try:
+        yield
+    finally:
+        delattr(step, name)
 
 
 def matrix_product(device: torch.device, precision: str) -> tuple[Callable[[], Any], int]:

@@ -1,6 +1,6 @@
 """One iteration on the device: a batch forward, backward, and the update (paper, section 4.2)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resrepro import networks
-from resrepro.configuration.schema import Config
+from resrepro.configuration.schema import Config, Recipe
 from resrepro.data import Dataset
 from resrepro.data.batches import Batches
 from resrepro.errors import ResreproError
@@ -31,54 +31,68 @@ class Sums(NamedTuple):
     not_finite_at: int
 
 
-Compute = Callable[[Tensor, Tensor, float], Iterator[str]]
+def sgd(recipe: Recipe, parameters: list[nn.Parameter], device: torch.device) -> torch.optim.SGD:
+    """The paper's optimizer (section 3.4); on a GPU one kernel, whose rate is a tensor there.
+
+    A captured graph reads the rate anew at each replay. Without one it is the same tensor, so that
+    both round it alike.
+    """
+    fused = device.type == "cuda"
+    rate = recipe.learning_rate
+    return torch.optim.SGD(
+        parameters,
+        lr=torch.tensor(rate, device=device) if fused else rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        fused=fused,
+    )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the learning rate of the next step; nothing waits for the device."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 class StepGraph:
     """One iteration's kernels, launched at once as a CUDA graph and not one by one.
 
-    A learning rate is a constant of the graph: another one captures another graph.
+    What changes from one replay to the next lies in tensors that keep their place: the batch, and
+    the optimizer's learning rate.
 
     Args:
-        compute: forward, backward, update and counts, of images and labels at a rate.
+        train_on: forward, backward, update and counts, of images and labels.
     """
 
-    EAGER = 3  # iterations before the first capture: they allocate, and choose algorithms
+    EAGER = 3  # iterations before the capture: they allocate, and choose algorithms
 
-    def __init__(self, compute: Compute) -> None:
-        self.compute = compute
+    def __init__(self, train_on: Callable[[Tensor, Tensor], None]) -> None:
+        self.train_on = train_on
         self.done = 0
-        self.rate: float | None = None
         self.replay: Callable[[], None] | None = None
 
-    def __call__(self, x: Tensor, labels: Tensor, rate: float) -> None:
+    def __call__(self, x: Tensor, labels: Tensor) -> None:
         """Trains on a batch."""
         if self.done < self.EAGER:
-            self.eagerly(x, labels, rate)
+            self.eagerly(x, labels)
             self.done += 1
             return
         if self.replay is None:
             self.x, self.labels = x.clone(), labels.clone()
-        if rate != self.rate:
-            self.replay = None  # frees its memory for the next one's
-            self.replay = self.capture(lambda: self.run(self.x, self.labels, rate))
-            self.rate = rate
+            self.replay = self.capture(lambda: self.train_on(self.x, self.labels))
         self.x.copy_(x)
         self.labels.copy_(labels)
-        assert self.replay is not None
         self.replay()
 
-    def run(self, x: Tensor, labels: Tensor, rate: float) -> None:
-        """Launches one kernel after the other."""
-        for _ in self.compute(x, labels, rate):
-            pass
-
-    def eagerly(self, x: Tensor, labels: Tensor, rate: float) -> None:
-        """The same on a stream of its own, as capturing wants it of what comes before."""
+    def eagerly(self, x: Tensor, labels: Tensor) -> None:
+        """One kernel after the other, on a stream of their own, as PyTorch asks for it."""
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            self.run(x, labels, rate)
+            self.train_on(x, labels)
         current.wait_stream(side)
 
     @staticmethod
@@ -108,53 +122,54 @@ class Step:
         network.to(memory_format=torch.channels_last)
         self.network = network.to(device)
         network.recompute = config.activation_checkpointing
-        self.forward = cast(nn.Module, torch.compile(network)) if config.compile else network
-        self.optimizer = torch.optim.SGD(
-            network.parameters(),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            fused=device.type == "cuda",
-        )
+        self.logits = cast(nn.Module, torch.compile(network)) if config.compile else network
+        self.optimizer = sgd(recipe, self._parameters(), device)
         self.sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=device)
         # The iteration that the device has come to, counted there and here: they must agree.
         self.now = torch.zeros((), dtype=torch.float64, device=device)
         self.launched = 0
-        self.graph = StepGraph(self._compute) if config.cuda_graph else None
+        self.graph = StepGraph(self.train_on) if config.cuda_graph else None
 
-    def parts(self, iteration: int, rate: float) -> Iterator[str]:
-        """Trains on the batch of an iteration (0, 1, 2, …) at a learning rate.
-
-        Stops after each part of it with the part's name.
-        """
-        x, labels = self.batches(iteration)
+    def __call__(self, iteration: int, rate: float) -> None:
+        """Trains on the batch of an iteration (0, 1, 2, …) at a learning rate."""
         if iteration != self.launched:  # a run that goes on
             self.now.fill_(iteration)
         self.launched = iteration + 1
-        yield "batch assembly"
+        set_rate(self.optimizer, rate)
+        x, labels = self.assemble(iteration)
         if self.graph is None:
-            yield from self._compute(x, labels, rate)
+            self.train_on(x, labels)
         else:
-            self.graph(x, labels, rate)
-            yield "graph"
+            self.launch(x, labels)
 
-    def _compute(self, x: Tensor, labels: Tensor, rate: float) -> Iterator[str]:
+    def train_on(self, x: Tensor, labels: Tensor) -> None:
+        """One update of the weights, from images (N, C, H, W) and labels (N,)."""
+        logits, loss = self.forward(x, labels)
+        self.backward(loss)
+        self.update()
+        self.count(loss, logits, labels)
+
+    def assemble(self, iteration: int) -> tuple[Tensor, Tensor]:
+        """The batch of an iteration, cropped and flipped: images and labels."""
+        return self.batches(iteration)
+
+    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The net's answers (N, classes), and their loss."""
         with evaluation.arithmetic(self.precision, self.device)():
-            logits = self.forward(x)
-        loss = F.cross_entropy(logits.float(), labels)
-        yield "forward"
+            logits: Tensor = self.logits(x)
+        return logits.detach(), F.cross_entropy(logits.float(), labels)
+
+    def backward(self, loss: Tensor) -> None:
+        """The loss's gradients."""
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        yield "backward"
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+
+    def update(self) -> None:
+        """A step of the optimizer."""
         self.optimizer.step()
-        yield "update"
-        self._count(loss.detach(), logits.detach(), labels)
-        yield "bookkeeping"
 
     @torch.no_grad()
-    def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Adds a batch to the sums, on the device: nothing waits for it."""
         wrong = (logits.argmax(1) != labels).sum()
         sums = self.sums
@@ -163,6 +178,11 @@ class Step:
         sums[1] += wrong
         sums[2] += wrong
         sums[3] = torch.where(loss.isfinite() | (sums[3] > 0), sums[3], self.now)
+
+    def launch(self, x: Tensor, labels: Tensor) -> None:
+        """The same as `train_on`, at once."""
+        assert self.graph is not None
+        self.graph(x, labels)
 
     def read(self) -> Sums:
         """The sums; waits for the device.
@@ -194,7 +214,7 @@ class Step:
 
     def errors(self, split: str) -> tuple[float, float]:
         """Mean loss and error (percent) of the net as it is on a split, without augmentation."""
-        return evaluation.errors(self.forward, self.batches, split, self.precision)
+        return evaluation.errors(self.logits, self.batches, split, self.precision)
 
     def state(self) -> dict[str, Any]:
         """What changes from step to step, for a checkpoint: the plain module's keys."""
