@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from resrepro.configuration.schema import Config
-from resrepro.progress import Progress, console, fitting, tenths
+from resrepro.progress import Progress, console, fitting, forecast, tenths
 from resrepro.studies.study import Display, counted
 
 NEWS = Progress(20, 200, train_error=45.12, test_error=50.2, images_per_second=1234.0)
@@ -161,3 +161,24 @@ def test_a_reason_is_told_once_with_the_runs_that_failed_for_it(
 
 def test_counted() -> None:
     assert [counted(n, "run") for n in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
+
+
+def test_a_run_of_hours_is_forecast_once_from_a_few_seconds() -> None:
+    told = forecast("plain-56-s0", 64_000)
+    looks = [(1, 10.0), (2, 11.0), (2, 14.5), (6, 15.5), (9, 18.0), (64_000, 9e9)]
+    assert [told(*look) for look in looks] == [
+        *[None] * 3,
+        "plain-56-s0 will take about 19:33 h at this speed; "
+        "recipe.iterations=N, less than 64,000, gives a shorter schedule",
+        *[None] * 2,
+    ]
+    quick = forecast("plain-8-s0", 100)
+    assert [quick(*look) for look in looks[:-1]] == [None] * 5
+
+
+def test_where_no_iteration_ends_in_time_the_forecast_waits() -> None:
+    told = forecast("plain-1202-s0", 10)
+    assert [told(1, 0.0), told(1, 600.0)] == [None, None]
+    line = told(2, 1000.0)
+    assert line is not None
+    assert "about 2:13 h" in line

@@ -10,6 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 LINES_A_RUN = 10  # where there is no terminal
+PACE_SECONDS = 5.0  # over which the speed is measured that tells how long a run will take
+LONG_SECONDS = 3600.0  # a run that will take longer says so as it begins
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,33 @@ def tenths(name: str) -> Callable[[Progress], str | None]:
             return None
         told = tenth
         return f"{name}: iteration {now.iteration:,} of {now.iterations:,}: {now}"
+
+    return line
+
+
+def forecast(name: str, iterations: int) -> Callable[[int, float], str | None]:
+    """What a long run is said to take, once, by its speed in some seconds near its beginning.
+
+    Returns:
+        A function of the iteration and the time, which is to be called now and then.
+    """
+    began: tuple[int, float] | None = None  # the first call's: what comes before is slower
+    told = False
+
+    def line(iteration: int, now: float) -> str | None:
+        nonlocal began, told
+        began = began or (iteration, now)
+        done, seconds = iteration - began[0], now - began[1]
+        if told or not done or seconds < PACE_SECONDS:
+            return None
+        told = True
+        left = (iterations - iteration) * seconds / done
+        if left < LONG_SECONDS:
+            return None
+        return (
+            f"{name} will take about {duration(left)} at this speed; "
+            f"recipe.iterations=N, less than {iterations:,}, gives a shorter schedule"
+        )
 
     return line
 

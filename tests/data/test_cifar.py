@@ -668,6 +668,7 @@ def test_a_folder_is_not_taken_for_the_archive_that_came_later(root: Path, data:
         ("data.sha256=short", "data.sha256"),
         ("data.root=null", "data.root"),
         ("data.image_size=4", "data.image_size"),
+        ("data.image_size=33", "data.image_size=33: averages down, so it must be 32 or less"),
         ("data.split=train", "data.split"),
         ("data.mean=none", "data.mean"),
     ],

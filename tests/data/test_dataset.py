@@ -1,11 +1,14 @@
 import hashlib
 from pathlib import Path
+from random import Random
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resrepro.data import Dataset, digest_of, hold_out
+from resrepro.errors import ResreproError
 
 
 def dataset_of(labels: np.ndarray) -> Dataset:
@@ -28,8 +31,10 @@ def numbers(images: np.ndarray) -> np.ndarray:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=300))
-def test_a_tenth_of_each_class_is_held_out(of_images: list[int]) -> None:
+@given(st.lists(st.integers(10, 99), min_size=1, max_size=6), st.randoms())
+def test_a_tenth_of_each_class_is_held_out(counts: list[int], chance: Random) -> None:
+    of_images = [label for label, count in enumerate(counts) for _ in range(count)]
+    chance.shuffle(of_images)
     labels = np.array(of_images)
     held = hold_out(dataset_of(labels))
     train, test = numbers(held.train_images), numbers(held.test_images)
@@ -39,6 +44,16 @@ def test_a_tenth_of_each_class_is_held_out(of_images: list[int]) -> None:
     whole, part = np.bincount(labels, minlength=6), np.bincount(held.test_labels, minlength=6)
     assert (np.abs(part - whole / 10) < 1).all()
     assert len(test) == -(-len(labels) // 10)
+
+
+@pytest.mark.parametrize("counts", [[20, 1, 20], [1], [12, 5, 12]])
+def test_a_class_too_small_for_both_parts_is_refused(counts: list[int]) -> None:
+    small = next(label for label, count in enumerate(counts) if count < 10)
+    with pytest.raises(ResreproError, match="10 or more are needed") as caught:
+        hold_out(dataset_of(np.repeat(np.arange(len(counts)), counts)))
+    assert f"class {small} (the first is 0) has {counts[small]} training images" in str(
+        caught.value
+    )
 
 
 def test_cifar_10_is_held_out_as_in_the_paper() -> None:

@@ -118,8 +118,83 @@ def test_what_is_no_image_is_ignored(root: Path) -> None:
         (cat / name).write_text("no image")
     (root / "train" / "list.txt").write_text("in no class")
     (root / "train" / ".cache").mkdir()
-    write(cat / "more" / "a.png")
-    assert open_folder(root).digest == before
+    (cat / ".cache").mkdir()
+    write(cat / ".cache" / "a.png")
+    data = open_folder(root)
+    assert data.digest == before
+    assert data.note == (  # of the files that are not hidden
+        "files that are no images of a class are left out: 6, such as train/cat/README"
+    )
+    assert str(data).endswith(f"\n{data.note}")
+
+
+def test_images_in_folders_within_a_class_are_that_class_s(root: Path) -> None:
+    assert open_folder(root).note == ""
+    write(root / "train/cat/ab/z.png")
+    (root / "train/cat/ab/loop").symlink_to(root / "train/cat")
+    (root / "test/dog").rename(root / "elsewhere")
+    (root / "test/dog").mkdir()
+    (root / "test/dog/linked").symlink_to(root / "elsewhere")
+    data = open_folder(root)
+    np.testing.assert_array_equal(
+        as_pixels(data.train_images), [pixels(name) for name in "fazbcde"]
+    )
+    assert data.train_labels.tolist() == [0, 1, 1, 1, 2, 2, 2]
+    np.testing.assert_array_equal(as_pixels(data.test_images), [pixels(name) for name in "igh"])
+    assert data.note == (
+        "images in folders within a class are that class's: 2, such as train/cat/ab/z.png"
+    )
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_as_its_camera_noted(root: Path, orientation: int) -> None:
+    lying = pixels("z")
+    turned = {
+        1: lying,
+        2: lying[:, ::-1],
+        3: lying[::-1, ::-1],
+        4: lying[::-1],
+        5: lying.transpose(1, 0, 2),
+        6: lying[::-1].transpose(1, 0, 2),
+        7: lying[::-1, ::-1].transpose(1, 0, 2),
+        8: lying.transpose(1, 0, 2)[::-1],
+    }
+    image = Image.fromarray(lying)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(root / "train/axolotl/z.png", exif=exif)
+    np.testing.assert_array_equal(as_pixels(open_folder(root).train_images)[1], turned[orientation])
+
+
+def test_damage_in_what_a_camera_noted_harms_no_image(
+    root: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    image = Image.fromarray(pixels("z"))
+    image.save(root / "train/axolotl/z.png", exif=b"Exif\0\0II*\0\x08\0\0\0\xff")
+    np.testing.assert_array_equal(as_pixels(open_folder(root).train_images)[1], pixels("z"))
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_whose_white_cannot_be_told_are_refused(root: Path, kind: type) -> None:
+    file = root / "train/axolotl/f.tif"
+    Image.fromarray(np.linspace(0, 1, SIZE * SIZE).reshape(SIZE, SIZE).astype(kind)).save(file)
+    assert_refused(root, f"{file} cannot be decoded", "8 or 16 bits")
+
+
+@pytest.mark.parametrize(("size", "name"), [(13, "train/axolotl/f"), (11, "test/cat/g")])
+def test_no_image_is_enlarged(root: Path, size: int, name: str) -> None:
+    write(root / "test/cat/g.png", 10, 20)
+    with pytest.raises(
+        ResreproError, match=f"only averages down; give {SIZE if size > SIZE else 10} or less"
+    ) as caught:
+        open_folder(root, size)
+    assert str(root / f"{name}.png") in str(caught.value)
+
+
+def test_a_huge_size_is_refused_before_memory_is_asked_for(root: Path) -> None:
+    with pytest.raises(ResreproError, match="only averages down"):
+        open_folder(root, 100_000)
 
 
 def test_a_document_that_pillow_can_only_write_is_ignored(root: Path) -> None:
@@ -278,9 +353,9 @@ def test_of_an_oblong_image_the_middle_is_taken(root: Path, height: int, width: 
 def test_images_of_many_sizes_become_one_size(root: Path) -> None:
     write(root / "train/cat/a.png", 100, 37)
     write(root / "test/cat/g.png", 16, 9)
-    data = open_folder(root, 16)
-    assert data.train_images.shape == (6, 3, 16, 16)
-    assert data.test_images.shape == (3, 3, 16, 16)
+    data = open_folder(root, 9)
+    assert data.train_images.shape == (6, 3, 9, 9)
+    assert data.test_images.shape == (3, 3, 9, 9)
 
 
 # What is refused -----------------------------------------------------------------------------

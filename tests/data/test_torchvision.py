@@ -121,6 +121,8 @@ def test_sizes_are_made_one(opened: Callable[..., Dataset], tmp_path: Path) -> N
     smaller = opened("MNIST", image_size=14)
     blocks = pixels(TRAIN, 28, 28).reshape(TRAIN, 14, 2, 14, 2).mean((2, 4))
     assert np.abs(smaller.train_images[:, 0] - blocks).max() <= 0.5
+    with pytest.raises(ResreproError, match=r"an image of MNIST is 28x28 .*; give 28 or less"):
+        opened("MNIST", image_size=29)
 
 
 def test_a_set_is_decoded_once(

@@ -346,6 +346,30 @@ def test_evaluations_fall_where_the_rule_says(quick: Callable[..., Config]) -> N
     assert at == [*range(5, 57, 5), 57]
 
 
+def test_how_long_a_run_will_take_is_told_as_it_begins(
+    quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(
+        loop, "forecast", lambda *run: lambda i, _: f"{run} {i}" if i == 2 else None
+    )
+    lines: list[str] = []
+    train(quick(), Watcher(line=lines.append))
+    assert lines.count("('residual-8-s0', 5) 2") == 1
+
+
+def test_what_was_made_of_the_data_is_told_once(
+    quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quick()
+    lines: list[str] = []
+    monkeypatch.setattr(trainer, "load", lambda data: replace(load(data), note="3 are odd"))
+    with interrupted_at_look(3), pytest.raises(Interrupted):
+        train(config, Watcher(line=lines.append))
+    train(config, Watcher(line=lines.append))
+    assert lines.count("note: 3 are odd") == 1
+
+
 def test_bfloat16_trains_on_the_cpu(unbroken: Config, quick: Callable[..., Config]) -> None:
     config = quick(*SMALL, "precision=bfloat16", "recipe.iterations=60")
     done = quietly(config)

@@ -22,6 +22,7 @@ class Dataset:
         test_labels: int64 (M,).
         classes: how many there are.
         digest: SHA-256 of the images and labels; computed where it is not given.
+        note: what whoever trains on it should know of how it was made, if anything.
 
     Raises:
         ResreproError: an array has another type or shape.
@@ -33,6 +34,7 @@ class Dataset:
     test_labels: np.ndarray
     classes: int
     digest: str = ""
+    note: str = ""
 
     def __post_init__(self) -> None:
         if not self.digest:
@@ -63,11 +65,12 @@ class Dataset:
 
     def __str__(self) -> str:
         _, channels, height, width = self.train_images.shape
-        return (
+        line = (
             f"{len(self.train_labels):,} training and {len(self.test_labels):,} test images of "
             f"{height}x{width} pixels in {channels} channel{'s' if channels > 1 else ''}, "
             f"{self.classes} classes; SHA-256 {self.digest}"
         )
+        return f"{line}\n{self.note}" if self.note else line
 
 
 def load(data: schema.Data) -> Dataset:
@@ -104,12 +107,21 @@ def hold_out(dataset: Dataset) -> Dataset:
     """Replaces the test set by a tenth of the training set (paper: 45k/5k on CIFAR-10).
 
     Every tenth image of each class in a fixed random order, so the split is stratified.
+
+    Raises:
+        ResreproError: a class has too few images to be in both parts.
     """
     labels = dataset.train_labels
     order = randomness.permutation(0, "split", 0, len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     held_out = np.zeros(len(labels), dtype=bool)
     held_out[order[::10]] = True
+    for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
+        if not 0 < np.count_nonzero(held_out[labels == label]) < count:
+            raise ResreproError(
+                f"data.split=validation: class {label} (the first is 0) has {count} training "
+                "images, too few to hold a tenth of them out; 10 or more are needed"
+            )
     return replace(
         dataset,
         train_images=dataset.train_images[~held_out],

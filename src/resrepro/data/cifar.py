@@ -28,7 +28,8 @@ from resrepro.data.pixels import shrink
 from resrepro.data.prepared import Arrays, load_or_prepare
 from resrepro.errors import ConfigError, ResreproError
 
-PIXELS = 3 * 32 * 32
+SIDE = 32
+PIXELS = 3 * SIDE * SIDE
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,8 @@ def _complaints(data: schema.Data) -> Iterator[str]:
         yield f"data.url={data.url}: must be an address that begins with http, or a list of such"
     if not re.fullmatch("[0-9a-f]{64}", str(data.sha256)):
         yield f"data.sha256={data.sha256}: must be the archive's SHA-256, 64 hexadecimal digits"
+    if data.image_size and data.image_size > SIDE:
+        yield f"data.image_size={data.image_size}: averages down, so it must be {SIDE} or less"
 
 
 def _source(data: schema.Data, official: Official, root: Path) -> str:

@@ -3,13 +3,24 @@
 import numpy as np
 from PIL import Image
 
+from resrepro.errors import ResreproError
+
 SMALLEST = 8  # pixels a side: the net halves the map twice
 
 
-def squared(image: Image.Image, size: int) -> Image.Image:
-    """An image's largest central square, area-averaged to size x size pixels."""
+def squared(image: Image.Image, size: int, name: object) -> Image.Image:
+    """An image's largest central square, area-averaged to size x size pixels.
+
+    Raises:
+        ResreproError: the image is smaller; its `name` is in the message.
+    """
     width, height = image.size
     side = min(width, height)
+    if side < size:
+        raise ResreproError(
+            f"{name} is {width}x{height} pixels, and data.image_size={size} only averages down; "
+            f"give {side} or less"
+        )
     left, top = (width - side) // 2, (height - side) // 2
     box = (left, top, left + side, top + side)
     if side % size == 0:
@@ -21,6 +32,6 @@ def shrink(images: np.ndarray, size: int) -> np.ndarray:
     """Area-averages uint8 colour images (N, 3, H, W) to (N, 3, size, size)."""
     smaller = np.empty((len(images), 3, size, size), np.uint8)
     for i, image in enumerate(images):
-        picture = squared(Image.fromarray(image.transpose(1, 2, 0)), size)
+        picture = squared(Image.fromarray(image.transpose(1, 2, 0)), size, f"image {i}")
         smaller[i] = np.asarray(picture).transpose(2, 0, 1)
     return smaller

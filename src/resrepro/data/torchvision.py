@@ -169,7 +169,7 @@ def _decode(data: schema.Data, parts: list[Any]) -> tuple[Arrays, int]:
 def _pixels(data: schema.Data, image: Image.Image, first: Image.Image) -> np.ndarray:
     """An image as uint8 (C, H, W)."""
     if data.image_size:
-        image = squared(image, data.image_size)
+        image = squared(image, data.image_size, f"an image of {data.dataset}")
     elif image.size != first.size or image.width != image.height or image.width < SMALLEST:
         raise ResreproError(
             f"{data.dataset} has images of {first.width}x{first.height} and {image.width}x"

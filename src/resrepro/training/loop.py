@@ -14,7 +14,7 @@ from resrepro import interruption, networks
 from resrepro.configuration.schema import Config, Constructed, Model, Recipe
 from resrepro.data import Dataset
 from resrepro.errors import Diverged, ResreproError
-from resrepro.progress import Progress, Watcher
+from resrepro.progress import Progress, Watcher, forecast
 from resrepro.runs.run_directory import Row, RunDirectory
 from resrepro.training import devices
 from resrepro.training.record import Record, State
@@ -56,11 +56,14 @@ class Training:
             _construct(self.step.network, config.model, config.constructed)
         for line in warnings:
             self.say(f"warning: {line}")
+        if data.note and not checkpoint:
+            self.say(f"note: {data.note}")
         self.epoch = len(data.train_labels)
         self.evaluate_every = config.evaluate_every or evaluation_interval(
             self.recipe, self.epoch, len(data.test_labels)
         )
         self.checkpoint_seconds = config.checkpoint_seconds
+        self.forecast = forecast(self.run.name, self.recipe.iterations)
         self.looked = self.saved = time.monotonic()
         self.save_seconds = 0.0
 
@@ -90,6 +93,8 @@ class Training:
         if now - self.looked >= PROGRESS_SECONDS:
             self.looked = now
             self.watcher.progress(self.progress())
+            if line := self.forecast(state.iteration, now):
+                self.say(line)
         if now - self.saved >= self.checkpoint_seconds:
             self.save()
             self.record.write("running")
