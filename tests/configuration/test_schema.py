@@ -287,6 +287,7 @@ WHEREABOUTS: dict[str, Any] = {
     "data.archive": "here.tar.gz",
     "data.url": ["http://localhost/other.tar.gz"],
     "data.sha256": "f" * 64,
+    "data.resident": "host",
     "constructed.run": "elsewhere",
 }
 CONSTRUCTED = {"depth": 8, "weights": "0" * 64, "run": "here"}

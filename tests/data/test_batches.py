@@ -1,6 +1,8 @@
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from resrepro.data.batches import (
     batch_indices,
     crop_and_flip,
     mean_of,
+    on_device,
 )
 from resrepro.errors import Interrupted
 
@@ -385,6 +388,61 @@ def test_an_operation_elsewhere_would_be_seen() -> None:
     with Elsewhere(torch.device("meta")) as elsewhere:
         torch.arange(3) + torch.ones(3)
     assert "aten.add.Tensor" in elsewhere.found
+
+
+# Where the data set lies -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mean", ["pixel", "channel"])
+def test_where_the_data_lie_changes_no_bit(mean: str) -> None:
+    data = noise(50, EVALUATION_BATCH + 1)
+    here, there = (
+        Batches(data, mean, recipe(), 3, CPU, resident) for resident in ("device", "host")
+    )
+    for iteration in (0, 1, 2, 9, 9, 4):
+        for ours, theirs in zip(here(iteration), there(iteration), strict=True):
+            assert torch.equal(ours, theirs)
+            assert (ours.dtype, ours.stride()) == (theirs.dtype, theirs.stride())
+    for split in ("train", "test"):
+        for part, other in zip(here.unaugmented(split), there.unaugmented(split), strict=True):
+            assert all(map(torch.equal, part, other))
+
+
+def test_data_in_host_memory_stay_where_they_are(tmp_path: Path) -> None:
+    """Mapped from a prepared file, they need not even fit into memory."""
+    data = noise(50)
+    np.save(tmp_path / "images.npy", data.train_images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="c")
+    meta = torch.device("meta")
+    batches = Batches(replace(data, train_images=mapped), "pixel", recipe(), 0, meta, "host")
+    assert batches.train[0].data_ptr() == mapped.ctypes.data
+    made = [batches(0), *batches.unaugmented("train")]
+    assert {tensor.device for pair in made for tensor in pair} == {meta}
+
+
+@pytest.mark.parametrize(
+    ("resident", "images", "here"),
+    [
+        ("auto", 400, True),
+        ("auto", 401, False),
+        ("device", 10**6, True),
+        ("host", 1, False),
+    ],
+)
+def test_data_lie_on_a_gpu_if_they_leave_half_of_it_free(
+    resident: str, images: int, here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def mem_get_info(device: torch.device) -> tuple[int, int]:
+        asked.append(device)
+        return 800, 1000
+
+    monkeypatch.setattr("torch.cuda.mem_get_info", mem_get_info)
+    gpu = torch.device("cuda", 1)
+    assert on_device(images, resident, gpu) is here
+    assert asked == [gpu] * (resident == "auto")
+    assert on_device(images, resident, CPU) is (resident != "host")
 
 
 def test_crops_and_mirror_images_are_torchvisions() -> None:

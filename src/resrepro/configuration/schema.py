@@ -44,6 +44,7 @@ class Data:
     archive: str | None = None
     url: Any = None  # one mirror, or several
     sha256: str | None = None
+    resident: str = "auto"
 
 
 @dataclass
@@ -152,6 +153,7 @@ WHEREABOUTS = frozenset(
         "data.archive",
         "data.url",
         "data.sha256",
+        "data.resident",
         "constructed.run",
     }
 )
@@ -314,6 +316,7 @@ def data_complaints(data: Data, is_extended: bool = False) -> Iterator[str]:
         yield from choice("data.name", data.name, extension.datasets())
     yield from choice("data.split", data.split, ("test", "validation"))
     yield from choice("data.mean", data.mean, ("pixel", "channel"))
+    yield from choice("data.resident", data.resident, ("auto", "device", "host"))
     if data.image_size is not None:
         yield from at_least("data.image_size", data.image_size, 8)
 

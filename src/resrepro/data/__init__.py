@@ -63,6 +63,11 @@ class Dataset:
         """3 for colour, 1 for grey."""
         return int(self.train_images.shape[1])
 
+    @property
+    def image_bytes(self) -> int:
+        """That all images take."""
+        return self.train_images.nbytes + self.test_images.nbytes
+
     def __str__(self) -> str:
         _, channels, height, width = self.train_images.shape
         line = (

@@ -1,7 +1,8 @@
 """The training batches and the test images, made on the device from uint8 pixels.
 
 A batch is a pure function of (seed, iteration): which images, and how each is cropped and
-flipped. The permuted epochs are one endless stream, so every batch is full.
+flipped. The permuted epochs are one endless stream, so every batch is full. The pixels lie on the
+device, or where there are too many of them in host memory, and are copied batch by batch.
 """
 
 from collections.abc import Iterator
@@ -15,8 +16,11 @@ from torch import Tensor
 from resrepro import interruption, randomness
 from resrepro.configuration.schema import Recipe
 from resrepro.data import Dataset
+from resrepro.data.ahead import Ahead, copy_stream
 
 EVALUATION_BATCH = 500
+HOST = torch.device("cpu")
+DATA_SHARE = 0.5  # of a GPU's free memory that a data set may take: the rest is for the net
 
 
 def batch_indices(seed: int, iteration: int, batch_size: int, count: int) -> np.ndarray:
@@ -73,8 +77,22 @@ def mean_of(images: np.ndarray, mean: str) -> np.ndarray:
     return np.asarray(per_pixel, np.float32)
 
 
+def on_device(images: int, resident: str, device: torch.device) -> bool:
+    """Whether a data set of so many bytes of images is to lie on the device.
+
+    Args:
+        images: bytes.
+        resident: device, host, or auto, which looks at a GPU's free memory.
+        device: where the batches are made.
+    """
+    if resident == "auto" and device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return images <= DATA_SHARE * free
+    return resident != "host"
+
+
 class Batches:
-    """A data set on the device, as training batches and as evaluation batches.
+    """A data set, as training batches and as evaluation batches on the device.
 
     Args:
         data: the data set.
@@ -82,41 +100,72 @@ class Batches:
         recipe: the batch size and the augmentation.
         seed: of the order and the augmentation.
         device: where the batches are made and used.
+        resident: where the data set lies: device, host, or auto. Changes no number.
     """
 
     def __init__(
-        self, data: Dataset, mean: str, recipe: Recipe, seed: int, device: torch.device
+        self,
+        data: Dataset,
+        mean: str,
+        recipe: Recipe,
+        seed: int,
+        device: torch.device,
+        resident: str = "auto",
     ) -> None:
         self.recipe, self.seed, self.device = recipe, seed, device
         self.mean = torch.from_numpy(mean_of(data.train_images, mean)).to(device)
-        self.train = self._to_device(data.train_images, data.train_labels)
-        self.test = self._to_device(data.test_images, data.test_labels)
-
-    def _to_device(self, images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-        return torch.from_numpy(images).to(self.device), torch.from_numpy(labels).to(self.device)
+        here = on_device(data.image_bytes, resident, device)
+        self.train = _tensors(data.train_images, data.train_labels, device if here else HOST)
+        self.test = _tensors(data.test_images, data.test_labels, device if here else HOST)
+        self.ahead = None if here else Ahead(self._gather, device, copy_stream(device))
 
     def __call__(self, iteration: int) -> tuple[Tensor, Tensor]:
         """The batch of an iteration: images float32 (N, C, H, W) and labels int64 (N,)."""
-        images, labels = self.train
-        seed, size, padding = self.seed, self.recipe.batch_size, self.recipe.padding
-        chosen = batch_indices(seed, iteration, size, len(labels))
-        drawn = augmentation(seed, iteration, size, padding, self.recipe.flip)
-        # One transfer for all four, which does not wait for the device.
-        numbers = torch.from_numpy(np.stack((chosen, *drawn)))
-        if self.device.type == "cuda":
-            numbers = numbers.pin_memory()
-        index, top, left, flip = numbers.to(self.device, non_blocking=True)
-        x = crop_and_flip(self._normalise(images[index]), top, left, flip, padding)
-        return x.contiguous(memory_format=torch.channels_last), labels[index]
+        if self.ahead:
+            pixels, (labels, top, left, flip) = self.ahead(iteration)
+        else:
+            # One transfer for all four, which does not wait for the device.
+            numbers = self._numbers(iteration)
+            if self.device.type == "cuda":
+                numbers = numbers.pin_memory()
+            index, top, left, flip = numbers.to(self.device, non_blocking=True)
+            pixels, labels = (tensor[index] for tensor in self.train)
+        x = crop_and_flip(self._normalise(pixels), top, left, flip, self.recipe.padding)
+        return x.contiguous(memory_format=torch.channels_last), labels
 
     def unaugmented(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """The images of a split ("train" or "test") as they are, in large batches."""
         images, labels = self.train if split == "train" else self.test
-        for start in range(0, len(labels), EVALUATION_BATCH):
+
+        def part(number: int) -> tuple[Tensor, Tensor]:
+            rows = slice(number * EVALUATION_BATCH, (number + 1) * EVALUATION_BATCH)
+            return images[rows], labels[rows]
+
+        parts = Ahead(part, self.device, self.ahead.stream) if self.ahead else part
+        for number in range(-(-len(labels) // EVALUATION_BATCH)):
             interruption.check()
-            part = slice(start, start + EVALUATION_BATCH)
-            x = self._normalise(images[part])
-            yield x.contiguous(memory_format=torch.channels_last), labels[part]
+            pixels, of_them = parts(number)
+            x = self._normalise(pixels)
+            yield x.contiguous(memory_format=torch.channels_last), of_them
+
+    def _numbers(self, iteration: int) -> Tensor:
+        """Of each image of a batch its index and what is drawn for it, int64 (4, N)."""
+        seed, size, padding = self.seed, self.recipe.batch_size, self.recipe.padding
+        chosen = batch_indices(seed, iteration, size, len(self.train[1]))
+        drawn = augmentation(seed, iteration, size, padding, self.recipe.flip)
+        return torch.from_numpy(np.stack((chosen, *drawn)))
+
+    def _gather(self, iteration: int) -> tuple[Tensor, Tensor]:
+        """A batch's pixels, and in place of their indices their labels, from host memory."""
+        images, labels = self.train
+        numbers = self._numbers(iteration)
+        pixels = images[numbers[0]]
+        numbers[0] = labels[numbers[0]]
+        return pixels, numbers
 
     def _normalise(self, images: Tensor) -> Tensor:
         return (images.float() - self.mean) / 255
+
+
+def _tensors(images: np.ndarray, labels: np.ndarray, place: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(images).to(place), torch.from_numpy(labels).to(place)

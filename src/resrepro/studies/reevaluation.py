@@ -140,7 +140,9 @@ def evaluate(run: RunDirectory, settings: dict[str, Any], data: Data | None = No
     _check_fits(run, own, images)
     step = Step(config, own, device)
     step.load_state(checkpoint)
-    batches = _Counted(images, config.data.mean, config.recipe, config.seed, device)
+    batches = _Counted(
+        images, config.data.mean, config.recipe, config.seed, device, config.data.resident
+    )
     batches.mean, step.batches = step.batches.mean, batches
     count = len(images.train_labels) + len(images.test_labels)
     with bar(count, run.name, "image") as batches.shown:

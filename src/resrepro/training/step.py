@@ -116,7 +116,9 @@ class Step:
     def __init__(self, config: Config, data: Dataset, device: torch.device) -> None:
         recipe = config.recipe
         self.precision, self.device = config.precision, device
-        self.batches = Batches(data, config.data.mean, recipe, config.seed, device)
+        self.batches = Batches(
+            data, config.data.mean, recipe, config.seed, device, config.data.resident
+        )
         network = networks.build(config.model, config.depth, data.classes, data.channels)
         networks.initialise(network, config.seed)
         network.to(memory_format=torch.channels_last)
