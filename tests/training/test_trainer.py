@@ -834,12 +834,14 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(
     assert checkpoint(config.directory)["iteration"] == saved["iteration"]
 
 
-def test_activation_checkpointing_changes_no_bit(quick: Callable[..., Config]) -> None:
+def test_what_needs_less_memory_changes_no_bit(quick: Callable[..., Config]) -> None:
     words = ("depth=14", *SMALL)
-    one, other = quick(*words), quick(*words, "activation_checkpointing=true", "tag=less-memory")
+    one = quick(*words)
     quietly(one)
-    quietly(other)
-    assert_same_run(one.directory, other.directory)
+    for less in ("activation_checkpointing=true", "data.resident=host"):
+        other = quick(*words, less, f"tag=with-{less.split('=')[0]}")
+        quietly(other)
+        assert_same_run(one.directory, other.directory)
 
 
 def test_a_step_is_captured_once_and_replayed_on_each_batch(quick: Callable[..., Config]) -> None:

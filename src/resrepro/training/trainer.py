@@ -67,7 +67,8 @@ def _explained() -> Iterator[None]:
         if lacks or "allocate memory" in text or "bad_alloc" in text:
             raise ResreproError(
                 "there is not enough memory for this net and batch; less is needed with "
-                "activation_checkpointing=true or a smaller recipe.batch_size, model.width or depth"
+                "activation_checkpointing=true or a smaller recipe.batch_size, model.width or "
+                "depth, and on a GPU with data.resident=host"
             ) from error
         if "InvalidCxxCompiler" in text:
             raise ResreproError(
