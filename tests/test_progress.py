@@ -15,7 +15,7 @@ import pytest
 
 from resrepro.configuration.schema import Config
 from resrepro.progress import Progress, console, fitting, forecast, tenths
-from resrepro.studies.study import Display, counted
+from resrepro.studies.display import Display, counted
 
 NEWS = Progress(20, 200, train_error=45.12, test_error=50.2, images_per_second=1234.0)
 

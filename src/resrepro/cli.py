@@ -69,14 +69,22 @@ def construct(words: list[str]) -> int:
 def reproduce(words: list[str]) -> int:
     """Runs a study, then makes its figures and table."""
     from resrepro.configuration import composition
-    from resrepro.studies import study
+    from resrepro.studies.launchers import launcher
+    from resrepro.studies.plan import OWN_KEYS, plan_study
+    from resrepro.studies.study import run_study
 
-    own, of_runs = composition.split_words(words, study.OWN_KEYS)
+    own, of_runs = composition.split_words(words, OWN_KEYS)
     composed = composition.compose_one("reproduce", own)
     if composed is None:
         return 0
-    plan = study.plan_study(composed, of_runs, composition.parse(own).config_dir)
-    incomplete = study.run_study(plan)
+    plan = plan_study(composed, of_runs, composition.parse(own).config_dir)
+    incomplete, elsewhere = run_study(plan, launcher(own, plan))
+    if elsewhere:
+        print(
+            f"{elsewhere} of {len(plan.runs)} runs go on without this command; given again, it "
+            "trains what is missing then, and makes the figures when all are complete"
+        )
+        return 0
 
     from resrepro.paper.artefacts import make_artefacts
 

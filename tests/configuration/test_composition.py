@@ -11,7 +11,7 @@ from resrepro.cli import COMMANDS
 from resrepro.configuration.composition import compose_one, expand, parse, split_words, words_of
 from resrepro.configuration.schema import Config, from_mapping
 from resrepro.errors import ConfigError
-from resrepro.studies.study import ARTEFACTS, OWN_KEYS, Plan, plan_study
+from resrepro.studies.plan import ARTEFACTS, OWN_KEYS, Plan, plan_study
 
 CONF = Path(resrepro.conf.__file__).parent
 

@@ -18,8 +18,11 @@ from resrepro.configuration.schema import Config
 from resrepro.data import load
 from resrepro.errors import ConfigError, ResreproError
 from resrepro.runs.run_directory import Row, RunDirectory, planned_seeds
-from resrepro.studies import study
-from resrepro.studies.study import OWN_KEYS, Plan, cost, plan_study, run_study, share_out
+from resrepro.studies import processes
+from resrepro.studies.display import Display
+from resrepro.studies.plan import OWN_KEYS, Plan, cost, plan_study
+from resrepro.studies.processes import Shares, share_out
+from resrepro.studies.study import run_study
 
 Run = Callable[..., Any]
 NAMES = [f"{model}-{depth}-s0" for model in ("plain", "residual") for depth in (8, 14)]
@@ -67,10 +70,10 @@ def test_the_cores_are_shared_out(
 ) -> None:
     monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
     runs = [quick(f"seed={seed}") for seed in range(3)]
-    assert share_out(runs, None) == study.Shares(["cpu"] * 3, 2)
-    assert share_out(runs * 4, None) == study.Shares(["cpu"] * 8, 1)
-    assert share_out(runs, 2) == study.Shares(["cpu"] * 2, 4)
-    assert share_out(runs, 20) == study.Shares(["cpu"] * 20, 1)
+    assert share_out(runs, None) == Shares(["cpu"] * 3, 2)
+    assert share_out(runs * 4, None) == Shares(["cpu"] * 8, 1)
+    assert share_out(runs, 2) == Shares(["cpu"] * 2, 4)
+    assert share_out(runs, 20) == Shares(["cpu"] * 20, 1)
 
 
 def test_a_study_is_not_complete_for_data_it_never_saw(
@@ -83,7 +86,7 @@ def test_a_study_is_not_complete_for_data_it_never_saw(
     digest = load(runs[0].data).digest
     for run in runs:
         made_up_run(run, rows(last=300), data_digest=digest)
-    assert run_study(Plan("x", runs, [], 1)) == 0
+    assert run_study(Plan("x", runs, [], 1)) == (0, 0)
     made_up_run(runs[1], rows(last=300), data_digest="d" * 64)
     with pytest.raises(ResreproError, match=r"residual-14-s0 was trained on other data"):
         run_study(Plan("x", runs, [], 1))
@@ -92,7 +95,7 @@ def test_a_study_is_not_complete_for_data_it_never_saw(
 def test_a_study_records_how_many_seeds_it_plans(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(study, "_train_all", lambda *_: None)
+    monkeypatch.setattr(processes, "_train_all", lambda runs, *_: {run.name for run in runs})
     runs = expand("train", [["data=digits", "depth=8", f"outputs={tmp_path}"]], None)
     folder = tmp_path / runs[0].experiment
     run_study(Plan("x", runs, [], 1))
@@ -106,11 +109,12 @@ def test_a_study_records_how_many_seeds_it_plans(
 def test_a_study_of_which_no_run_could_be_trained_ends_with_the_cause(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(runs: list[Config], _: Any, display: study.Display) -> None:
+    def fail(runs: list[Config], _: Any, display: Display) -> set[str]:
         for run in runs:
             display.fail(run, "x: Read-only file system")
+        return {run.name for run in runs}
 
-    monkeypatch.setattr(study, "_train_all", fail)
+    monkeypatch.setattr(processes, "_train_all", fail)
     runs = expand("train", [["data=digits", "depth=8,14", f"outputs={tmp_path}"]], None)
     with pytest.raises(ResreproError, match=r"^no run could be trained: x: Read-only file system$"):
         run_study(Plan("x", runs, [], 1))
@@ -138,13 +142,14 @@ def test_after_a_signal_no_waiting_run_is_begun(
     """Ctrl-C reaches the runs too: one ends, and its place is free, before the study has looked."""
     begun: list[str] = []
 
-    def train(_context: Any, run: Config, *_: Any) -> None:
+    def train(_context: Any, run: Config, *_: Any) -> bool:
         begun.append(run.name)
-        monkeypatch.setattr(study.interruption, "is_requested", lambda: True)
+        monkeypatch.setattr(processes.interruption, "is_requested", lambda: True)
+        return True
 
-    monkeypatch.setattr(study, "_train_in_process", train)
+    monkeypatch.setattr(processes, "_train_in_process", train)
     runs = expand("train", [["data=digits", "depth=8,14,20", f"outputs={tmp_path}"]], None)
-    assert run_study(Plan("x", runs, [], 1)) == 3
+    assert run_study(Plan("x", runs, [], 1)) == (3, 0)
     assert begun == ["residual-20-s0"]
 
 
@@ -156,8 +161,8 @@ def test_the_gpus_are_shared_out(
     assert share_out(runs, None).devices == ["cuda:0", "cuda:1"]
     assert share_out(runs, 3).devices == ["cuda:0", "cuda:1", "cuda:0"]
     named = [replace(run, device="cuda:1") for run in runs]
-    assert share_out(named, None) == study.Shares(["cuda:1"], None)
-    assert share_out(named, 2) == study.Shares(["cuda:1", "cuda:1"], None)
+    assert share_out(named, None) == Shares(["cuda:1"], None)
+    assert share_out(named, 2) == Shares(["cuda:1", "cuda:1"], None)
     assert share_out([replace(run, device="cpu") for run in runs], 2).devices == ["cpu"] * 2
 
 
@@ -165,10 +170,15 @@ def test_the_longest_runs_are_begun_first(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     begun: list[int] = []
-    monkeypatch.setattr(study, "_train_all", lambda runs, *_: begun.extend(r.depth for r in runs))
+
+    def train(runs: list[Config], *_: Any) -> set[str]:
+        begun.extend(run.depth for run in runs)
+        return {run.name for run in runs}
+
+    monkeypatch.setattr(processes, "_train_all", train)
     words = ["data=digits", "depth=14,56,8,20", f"outputs={tmp_path}"]
     runs = expand("train", [words], None)
-    assert run_study(Plan("x", runs, [], 1)) == 4
+    assert run_study(Plan("x", runs, [], 1)) == (4, 0)
     assert begun == [56, 20, 14, 8]
     out = capsys.readouterr().out
     assert "4 runs, 0 of them done, 1 at a time" in out
@@ -281,7 +291,7 @@ def refuse(*args, **kwargs):
     raise AssertionError("a GPU was asked for")
 for name in ("is_available", "device_count", "init", "_lazy_init", "current_device"):
     setattr(torch.cuda, name, refuse)
-for module in {study.PRELOADED}:
+for module in {processes.PRELOADED}:
     importlib.import_module(module)
 """
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -6,20 +6,24 @@ import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
 import hydra
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, OverrideParseException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from resrepro.configuration.schema import (
@@ -36,6 +40,14 @@ from resrepro.errors import ConfigError, ResreproError
 
 CONFIG_PACKAGE = "pkg://resrepro.conf"
 VERSION_BASE = "1.3"
+# What the launchers need, by the extra that brings it.
+EXTRAS = {
+    "joblib": "hydra-joblib-launcher",
+    "ray": "hydra-ray-launcher",
+    "slurm": "hydra-submitit-launcher",
+}
+# Ours has the name of the plugin's own, and is checked against it: as it should be.
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/ray' is validated against")
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -70,9 +82,27 @@ def parse(words: list[str]) -> argparse.Namespace:
     return args
 
 
+def require_launcher(overrides: list[str]) -> None:
+    """Checks that the launcher that is chosen is installed.
+
+    Raises:
+        ConfigError: it is not; how to install it.
+    """
+    for word in overrides:
+        extra = word.removeprefix("hydra/launcher=")
+        if word != extra and extra in EXTRAS:
+            try:
+                version(EXTRAS[extra])
+            except PackageNotFoundError as error:
+                raise ConfigError(
+                    f"{word}: needs an extra: pip install 'resrepro[{extra}]'"
+                ) from error
+
+
 def run_hydra(command: str, words: list[str], task: Callable[[DictConfig], None]) -> None:
     """Runs `task` under Hydra, once or, with -m, once for each job of the sweep."""
     args = parse(words)
+    require_launcher(args.overrides)
     mode = RunMode.MULTIRUN if args.multirun else RunMode.RUN
     with full_errors(), search_path(args.config_dir) as loader:
         load(loader, command, args.overrides, mode)  # refuses what may not run
@@ -80,6 +110,37 @@ def run_hydra(command: str, words: list[str], task: Callable[[DictConfig], None]
         hydra.main(config_path=CONFIG_PACKAGE, config_name=command, version_base=VERSION_BASE)(
             task
         )()
+
+
+def launcher_config(command: str, words: list[str], folder: Path) -> DictConfig:
+    """The configuration of a command with Hydra's own part, of which `launch` takes its launcher.
+
+    Args:
+        command: the command.
+        words: its words.
+        folder: for what a launcher writes.
+    """
+    args = parse(words)
+    with full_errors(), search_path(args.config_dir) as loader:
+        config = loader.config_loader.load_configuration(
+            command, args.overrides, RunMode.MULTIRUN, validate_sweep_overrides=False
+        )
+    refuse_code(config.hydra)
+    with read_write(config):
+        config.hydra.sweep.dir = str(folder)
+    return config
+
+
+def launch(
+    config: DictConfig, words: list[str], task: Callable[[DictConfig], None], jobs: int
+) -> None:
+    """Has the launcher of a configuration run `task` in jobs, which know their `hydra.job.num`."""
+    with full_errors(), search_path(parse(words).config_dir) as loader:
+        context = HydraContext(loader.config_loader, Callbacks())
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=task, config=config
+        )
+        launcher.launch([[]] * jobs, initial_job_idx=0)
 
 
 def compose_one(command: str, words: list[str]) -> DictConfig | None:

@@ -385,7 +385,7 @@ class RunDirectory:
         try:
             lock = acquire(self.path / ".lock", LOCK_SECONDS)
         except Timeout:
-            raise Locked(f"{self.path} is being trained by {self._holder()}") from None
+            raise Locked(f"{self.path} is being trained by {self.holder()}") from None
         try:
             holder = f"process {os.getpid()} on {socket.gethostname()}"
             write_atomically(self.path / ".holder", holder.encode())
@@ -405,7 +405,12 @@ class RunDirectory:
             return False
         return False
 
-    def _holder(self) -> str:
+    def is_held(self) -> bool:
+        """Whether a process is known to train here."""
+        return self.path.is_dir() and self.is_locked() is True
+
+    def holder(self) -> str:
+        """Who has the lock, or had it last, in words."""
         try:
             return (self.path / ".holder").read_text()
         except OSError:

@@ -1,6 +1,8 @@
 """`resrepro train`: one run, or a sweep through whichever Hydra launcher is chosen."""
 
+import os
 import sys
+from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -44,12 +46,15 @@ def train_sweep(words: list[str]) -> int:
     """
     args = composition.parse(words)
     runs = composition.expand("train", [args.overrides], args.config_dir)
-    extensions, stopped = extension.loaded(), 0
+    extensions, folder, stopped = extension.loaded(), Path.cwd(), 0
     told: set[str] = set()
 
     def job(composed: DictConfig) -> None:
-        extension.load_extensions(extensions)  # in a launcher's process they are not there yet
-        train_job(composed, f"run {HydraConfig.get().job.num + 1} of {len(runs)}", told)
+        # In a launcher's process neither is so yet.
+        os.chdir(folder)
+        extension.load_extensions(extensions)
+        place = f"run {HydraConfig.get().job.num + 1} of {len(runs)}"
+        train_job(from_mapping(composed), place, told)
 
     try:
         composition.run_hydra("train", words, job)
@@ -65,9 +70,8 @@ def train_sweep(words: list[str]) -> int:
     return stopped or int(incomplete > 0)
 
 
-def train_job(composed: DictConfig, place: str, told: set[str]) -> None:
+def train_job(config: Config, place: str, told: set[str]) -> None:
     """One job of a sweep. Says why it failed, each reason once, and lets the others go on."""
-    config = from_mapping(composed)
     try:
         train_one(config, place)
     except Exception as error:  # whatever it is, the runs after this one go on
