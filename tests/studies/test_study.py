@@ -157,11 +157,14 @@ def test_the_gpus_are_shared_out(
     quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    runs = [quick(f"seed={seed}", "device=auto") for seed in range(5)]
-    assert share_out(runs, None).devices == ["cuda:0", "cuda:1"]
-    assert share_out(runs, 3).devices == ["cuda:0", "cuda:1", "cuda:0"]
+    monkeypatch.setattr(
+        "resrepro.studies.cards.shared_out", lambda run, _count, names: [run.name, *names]
+    )
+    runs = [quick(f"depth={depth}", "device=auto") for depth in (8, 20, 14)]
+    assert share_out(runs, None).devices == ["residual-20-s0", "cuda:0", "cuda:1"]
+    assert share_out(runs, 3) == Shares(["cuda:0", "cuda:1", "cuda:0"], None)
     named = [replace(run, device="cuda:1") for run in runs]
-    assert share_out(named, None) == Shares(["cuda:1"], None)
+    assert share_out(named, None).devices == ["residual-20-s0", "cuda:1"]
     assert share_out(named, 2) == Shares(["cuda:1", "cuda:1"], None)
     assert share_out([replace(run, device="cpu") for run in runs], 2).devices == ["cpu"] * 2
 

@@ -86,9 +86,13 @@ def on_device(images: int, resident: str, device: torch.device) -> bool:
         device: where the batches are made.
     """
     if resident == "auto" and device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return images <= DATA_SHARE * free
+        return fits(images, torch.cuda.mem_get_info(device)[0])
     return resident != "host"
+
+
+def fits(images: int, free: int) -> bool:
+    """Whether so many bytes of images leave enough of a GPU's free memory to the net."""
+    return images <= DATA_SHARE * free
 
 
 class Batches:

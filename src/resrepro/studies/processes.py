@@ -16,7 +16,9 @@ from resrepro.configuration.schema import Config
 from resrepro.errors import Interrupted, Locked, one_line
 from resrepro.progress import Progress, Watcher
 from resrepro.runs.run_directory import RunDirectory
+from resrepro.studies import cards
 from resrepro.studies.display import Display, counted
+from resrepro.studies.plan import cost
 
 # What a run imports: PyTorch, what its optimizers bring along, scikit-learn. None of them may
 # touch a GPU when imported: processes could not be forked from there any more.
@@ -49,22 +51,22 @@ class Shares:
 
 
 def share_out(runs: list[Config], jobs: int | None) -> Shares:
-    """One run a GPU, on the one that is named or all there are, else one a core with its share.
+    """As many runs a GPU as it takes, on the one that is named or all there are, else one a core.
 
-    Small nets keep two cores busier as two runs than as one. The shares depend on the whole
-    study and not on what is left of it: a study that is stopped and started again gives the
+    Small nets keep two cores busier as two runs than as one. The cores' shares depend on the
+    whole study and not on what is left of it: a study that is stopped and started again gives the
     same bits.
     """
     import joblib
     import torch
 
     wanted = runs[0].device
-    if wanted.startswith("cuda:"):
-        return Shares([wanted] * (jobs or 1), None)
-    gpus = torch.cuda.device_count() if wanted in ("auto", "cuda") else 0
+    gpus = torch.cuda.device_count() if wanted != "cpu" else 0
     if gpus:
-        jobs = jobs or min(gpus, len(runs))
-        return Shares([f"cuda:{i % gpus}" for i in range(jobs)], None)
+        names = [wanted] if ":" in wanted else [f"cuda:{i}" for i in range(gpus)]
+        if jobs is None:
+            return Shares(cards.shared_out(max(runs, key=cost), len(runs), names), None)
+        return Shares([names[i % len(names)] for i in range(jobs)], None)
     cores = joblib.cpu_count()  # heeds affinity and a container's share
     jobs = jobs or min(cores, len(runs))
     return Shares([wanted] * jobs, max(1, cores // jobs))
