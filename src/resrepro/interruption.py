@@ -17,8 +17,9 @@ from types import FrameType
 
 from resrepro.errors import Interrupted
 
-# Ctrl-C, a scheduler's or the system's wish, SLURM's warning, a closed terminal.
-WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+# Ctrl-C, a scheduler's or the system's wish, SLURM's warnings (of submitit's jobs the second),
+# a closed terminal.
+WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 AGAIN_SECONDS = 1.0  # a Ctrl-C so soon after the first is the same one, held down or forwarded
 
 _received: int | None = None

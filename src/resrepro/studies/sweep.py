@@ -15,6 +15,7 @@ from resrepro.interruption import watched
 from resrepro.progress import console
 from resrepro.runs.run_directory import RunDirectory
 from resrepro.runs.status import run_table, standing
+from resrepro.studies import slurm
 
 
 def train_one(config: Config, place: str = "") -> None:
@@ -74,6 +75,11 @@ def train_job(config: Config, place: str, told: set[str]) -> None:
     """One job of a sweep. Says why it failed, each reason once, and lets the others go on."""
     try:
         train_one(config, place)
+    except Interrupted as stop:
+        if not slurm.is_job():
+            raise
+        slurm.queue_again()
+        sys.exit(stop.status)
     except Exception as error:  # whatever it is, the runs after this one go on
         reason = one_line(error)
         if reason not in told:
