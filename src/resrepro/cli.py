@@ -8,6 +8,7 @@ import sys
 try:
     import os
     from collections.abc import Callable
+    from contextlib import suppress
     from dataclasses import dataclass
 
     from resrepro import __version__, extension, interruption
@@ -126,14 +127,18 @@ def report(words: list[str]) -> int:
 
 
 def status(words: list[str]) -> int:
-    """Prints a table of the runs there are."""
+    """Prints a table of the runs there are; with --watch again and again."""
     from resrepro.configuration import composition
 
-    composed = composition.compose_one("status", words)
+    composed = composition.compose_one("status", [word for word in words if word != "--watch"])
     if composed is not None:
-        from resrepro.runs.status import status_report
+        from resrepro.runs.status import status_report, watch
 
-        print(status_report(composed.outputs, composed.experiment))
+        if "--watch" in words:
+            with suppress(KeyboardInterrupt):  # its end
+                watch(composed.outputs, composed.experiment)
+        else:
+            print(status_report(composed.outputs, composed.experiment))
     return 0
 
 

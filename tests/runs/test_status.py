@@ -1,14 +1,20 @@
+import os
 import re
+import select
+import signal
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from survival import COMMAND
 
 from resrepro.configuration.schema import Config
 from resrepro.errors import ResreproError
 from resrepro.progress import Watcher
+from resrepro.runs import status
 from resrepro.runs.run_directory import Row, RunDirectory
 from resrepro.runs.status import HEADERS, run_table, several, standing, status_report
 from resrepro.training import trainer
@@ -36,6 +42,7 @@ def test_a_complete_run(config: Config, made_up_run: Make, rows: Any) -> None:
         "test %": "5.68",
         "images/s": "1,000",
         "time": "took 1:00 min",
+        "host": "",
         "note": "",
     }
 
@@ -134,6 +141,81 @@ def test_a_report_has_every_experiment_or_the_one_asked_for(
         status_report(outputs, "three")
 
 
+def test_a_run_that_goes_on_is_shown_with_its_host(
+    quick: Callable[..., Config], made_up_run: Make, rows: Any
+) -> None:
+    runs = [made_up_run(quick(f"seed={seed}"), rows(), "running") for seed in (0, 1)]
+    other = made_up_run(quick("seed=2"), rows())
+    with runs[0].locked():
+        (runs[0].path / ".holder").write_text("process 7 on a-host")
+        assert cells(runs[0])["host"] == "a-host"
+        (runs[1].path / ".holder").write_text("process 8 on another-host")
+        assert (cells(runs[1])["state"], cells(runs[1])["host"]) == ("killed", "")
+        assert "a-host" in run_table(map(standing, [*runs, other]), 0)
+    assert "host" not in run_table([standing(other)], 0)
+
+
+def test_watching_shows_what_goes_on_first_and_fits_the_screen(
+    quick: Callable[..., Config], made_up_run: Make, rows: Any, tmp_path: Path
+) -> None:
+    for seed, state in enumerate(["complete", "complete", "interrupted", "failed"]):
+        made_up_run(quick(f"seed={seed}"), rows(), state)
+    text = status_report(str(tmp_path / "outputs"), None, is_watched=True)
+    assert "outputs/digits: 2 complete, 1 interrupted, 1 failed\n" in text
+    assert re.findall(r"^residual\S+  (?=\w)", text, re.MULTILINE) == [
+        f"residual-8-s{seed}  " for seed in (3, 2, 0, 1)
+    ]
+    for height in (8, 12, 40):
+        drawn = status.screen(text, height)
+        assert drawn.count("\n") < height
+        assert ("more lines" in drawn) == (height < 15)
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Any:
+    """Starts `resrepro status --watch` on a terminal of its own."""
+    import pty
+
+    mine, its = pty.openpty()
+    process = subprocess.Popen(
+        [COMMAND, "status", "--watch"], cwd=tmp_path, stdout=its, stderr=its, start_new_session=True
+    )
+    os.close(its)
+    yield process, mine
+    process.kill()
+    process.wait()
+    os.close(mine)
+
+
+def test_watching_waits_for_runs_and_ends_quietly_by_ctrl_c(
+    quick: Callable[..., Config], made_up_run: Make, rows: Any, terminal: Any
+) -> None:
+    process, mine = terminal
+    seen = read_until(mine, "there are no runs")
+    made_up_run(quick(), rows())
+    seen = read_until(mine, "residual-8-s0")
+    assert seen.count("\x1b[H") >= 1
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+
+
+def read_until(terminal: int, word: str) -> str:
+    seen = ""
+    while word not in seen:
+        assert select.select([terminal], [], [], 60)[0], seen
+        seen += os.read(terminal, 1 << 16).decode()
+    return seen
+
+
+def test_watching_without_a_terminal_prints_once(
+    config: Config, made_up_run: Make, rows: Any, resrepro_here: Any
+) -> None:
+    made_up_run(config, rows())
+    watched, once = resrepro_here("status", "--watch"), resrepro_here("status")
+    assert watched == once
+    assert "\x1b" not in watched.stdout
+
+
 def test_the_last_row_is_the_one_shown(config: Config, made_up_run: Make, rows: Any) -> None:
     last = Row(1000, 9.0, 0.02, 0.1, 77.0, 0.1, 66.0, 1.0)
     seen = cells(made_up_run(config, [*rows(last=500), last]))
@@ -157,7 +239,7 @@ def test_a_table_fits_the_terminal(columns: int, standings: list[Any]) -> None:
     for one in standings:
         assert one.cells[0] in text
         assert one.state in text
-    has_all = all(header in text.splitlines()[0] for header in HEADERS[:-1])
+    has_all = all(header in text.splitlines()[0] for header in HEADERS[:-2])
     assert has_all == (columns == 120)
     assert (f"({columns} columns are too few to show images/s" in text) == (columns < 120)
 

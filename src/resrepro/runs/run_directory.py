@@ -30,6 +30,7 @@ from resrepro.files import acquire, cannot_be_written, write_atomically
 
 CHECKPOINT_FORMAT = 1
 PLAN = "study.json"  # in an experiment's folder
+SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is
 LOCK_SECONDS = 1.0  # `is_locked` of another process holds the lock for an instant
 
 
@@ -126,7 +127,7 @@ class RunDirectory:
         """
         if self._config is None:
             try:
-                content = yaml.safe_load(self._config_file.read_text())
+                content = yaml.load(self._config_file.read_text(), SAFE_LOADER)  # noqa: S506
                 if not isinstance(content, dict):
                     raise ValueError("it holds no configuration")
                 self._config = from_mapping(content, is_used=False)
@@ -185,7 +186,11 @@ class RunDirectory:
         if count == 0:  # a run that failed before it began has no metrics.csv
             return []
         try:
-            rows = _rows(self._metrics_file.read_bytes())[:count]
+            content = self._metrics_file.read_bytes()
+            rows = _rows(content)[:count]
+            if _sha256(content) == summary["metrics_sha256"]:
+                return rows
+            # It may have grown since the summary was read.
             if len(rows) == count and _sha256(_csv(rows)) == summary["metrics_sha256"]:
                 return rows
         except (OSError, ValueError, TypeError, IndexError, csv.Error):
@@ -415,6 +420,10 @@ class RunDirectory:
             return (self.path / ".holder").read_text()
         except OSError:
             return "another process"
+
+    def host(self) -> str:
+        """The host that trains here, or did last; empty where that is not known."""
+        return self._holder().partition(" on ")[2]
 
 
 def find_runs(outputs: str | Path, experiment: str) -> list[RunDirectory]:

@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import sys
+import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +16,14 @@ from resrepro.errors import ResreproError, one_line
 from resrepro.progress import duration
 from resrepro.runs.run_directory import RunDirectory, find_experiments, find_runs, too_deep
 
-HEADERS = ("run", "state", "iteration", "train %", "test %", "images/s", "time", "note")
-LEFT_OUT = ("images/s", "time", "iteration")  # where a table is too wide, in this order
+HEADERS = ("run", "state", "iteration", "train %", "test %", "images/s", "time", "host", "note")
+LEFT_OUT = ("images/s", "host", "time", "iteration")  # where a table is too wide, in this order
 RIGHT = ("iteration", "train %", "test %", "images/s", "time")
 MANY = 4  # names; of more only the first are told
 NOTE_WIDTH = 100  # characters at most; longer ones go on below
+WATCH_SECONDS = 2.0  # between two looks
+# What is watched comes first, what needs no more looking at last.
+WATCH_ORDER = ("running", "failed", "damaged", "diverged", "killed", "interrupted", "waiting")
 
 
 @dataclass(frozen=True)
@@ -38,27 +44,24 @@ class Standing:
 def standing(run: RunDirectory) -> Standing:
     """Where a run stands; a damaged one is a state, not an error."""
     if not run.exists():
-        return Standing(run.path, "waiting", (run.name, "waiting", "0", "", "", "", "", ""))
+        return _without_results(run, "waiting", "0")
     try:
         config, summary = run.config(), run.summary()
         run.metrics()
     except ResreproError as error:
-        return Standing(
-            run.path, "damaged", (run.name, "damaged", "", "", "", "", "", one_line(error))
-        )
+        return _without_results(run, "damaged", "", one_line(error))
     if summary is None:
-        state = "running" if run.is_locked() else "waiting"
-        return Standing(run.path, state, (run.name, state, "0", "", "", "", "", ""))
+        return _without_results(run, "running" if run.is_locked() else "waiting", "0")
     state, note = summary["status"], summary.get("reason") or ""
     if state == "running" and run.is_locked() is False:
         state, note = "killed", "its process is gone; the same command goes on"
     speed = summary.get("images_per_second")
-    time = ""
+    left = ""
     if state == "complete":
-        time = f"took {duration(summary['seconds'])}"
+        left = f"took {duration(summary['seconds'])}"
     elif speed and state != "diverged":
         rest = (config.recipe.iterations - summary["iteration"]) * config.recipe.batch_size
-        time = f"{duration(rest / speed)} left"
+        left = f"{duration(rest / speed)} left"
     cells = (
         run.name,
         state,
@@ -66,10 +69,16 @@ def standing(run: RunDirectory) -> Standing:
         percent(summary.get("final_train_error")),
         percent(summary.get("final_test_error")),
         f"{speed:,.0f}" if speed else "",
-        time,
+        left,
+        run.host() if state == "running" else "",
         note,
     )
     return Standing(run.path, state, cells)
+
+
+def _without_results(run: RunDirectory, state: str, iteration: str, note: str = "") -> Standing:
+    host = run.host() if state == "running" else ""
+    return Standing(run.path, state, (run.name, state, iteration, "", "", "", "", host, note))
 
 
 def percent(error: float | None) -> str:
@@ -91,9 +100,11 @@ def run_table(standings: Iterable[Standing], columns: int | None = None) -> str:
         header: [standing.cells[i] for standing in standings]
         for i, header in enumerate(HEADERS[1:-1], 1)
     }
+    if not any(table["host"]):  # nothing goes on
+        del table["host"]
     left_out = []
     for header in LEFT_OUT:
-        if 0 < columns < _width(_drawn(table)):
+        if header in table and 0 < columns < _width(_drawn(table)):
             del table[header]
             left_out.append(header)
     parts = [_drawn(table, columns)]
@@ -151,8 +162,13 @@ def several(names: list[str]) -> str:
     return f"{', '.join(names[: MANY - 1])} and {len(names) - MANY + 1} more"
 
 
-def status_report(outputs: str, experiment: str | None) -> str:
+def status_report(outputs: str, experiment: str | None, is_watched: bool = False) -> str:
     """The table of one experiment, or of all there are.
+
+    Args:
+        outputs: the folder of experiments.
+        experiment: its name; None for all.
+        is_watched: whether the runs that go on come first, under how many are in which state.
 
     Raises:
         ResreproError: there are no runs.
@@ -168,6 +184,42 @@ def status_report(outputs: str, experiment: str | None) -> str:
         )
     parts = []
     for name in experiments:
-        table = run_table(map(standing, find_runs(outputs, name)))
-        parts.append(f"{Path(outputs) / name}\n\n{table}")
+        standings = [standing(run) for run in find_runs(outputs, name)]
+        title = str(Path(outputs) / name)
+        if is_watched:
+            counts = Counter(standing.state for standing in standings)
+            title += ": " + ", ".join(f"{count} {state}" for state, count in counts.most_common())
+            standings.sort(key=_watched_place)
+        parts.append(f"{title}\n\n{run_table(standings)}")
     return "\n\n".join(parts)
+
+
+def _watched_place(standing: Standing) -> int:
+    return (*WATCH_ORDER, standing.state).index(standing.state)
+
+
+def watch(outputs: str, experiment: str | None) -> None:
+    """Draws the table in place again and again, until Ctrl-C; once where there is no terminal.
+
+    Raises:
+        ResreproError: there are no runs, and no terminal to wait for them on.
+    """
+    if not sys.stdout.isatty():
+        print(status_report(outputs, experiment))
+        return
+    print("\x1b[2J", end="")  # an empty screen
+    while True:
+        try:
+            text = status_report(outputs, experiment, is_watched=True)
+        except ResreproError as error:  # none yet
+            text = one_line(error)
+        print(screen(text, shutil.get_terminal_size().lines), end="", flush=True)
+        time.sleep(WATCH_SECONDS)
+
+
+def screen(text: str, height: int) -> str:
+    """What draws a text from the top left corner over what was there, cut to the height."""
+    lines = [*text.splitlines(), "", f"{time.strftime('%H:%M:%S')}  Ctrl-C ends this, not the runs"]
+    if len(lines) > height - 1:
+        lines[height - 4 : -2] = [f"… {len(lines) - height + 2} more lines"]
+    return "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J"
