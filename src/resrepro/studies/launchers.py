@@ -15,7 +15,7 @@ from resrepro.configuration import composition
 from resrepro.configuration.schema import Config
 from resrepro.errors import ConfigError, ResreproError, one_line
 from resrepro.runs.status import several
-from resrepro.studies import processes
+from resrepro.studies import processes, slurm
 from resrepro.studies.display import counted
 from resrepro.studies.plan import Plan
 from resrepro.studies.processes import Begun, Train
@@ -45,10 +45,11 @@ class Work:
         os.chdir(self.folder)
         extension.load_extensions(self.extensions)
         group = self.groups[number]
-        if len(group) == 1:
-            train_job(group[0], "", set())
-        else:
-            processes.train(len(group))(f"job {number}", group, group)
+        with slurm.queued_again():
+            if len(group) == 1:
+                train_job(group[0], "", set())
+            else:
+                processes.train(len(group))(f"job {number}", group, group)
 
     def checkpoint(self, number: int) -> Any:
         """What submitit hands in again when a job's time is over: the same, which goes on."""

@@ -1,33 +1,41 @@
-"""A SLURM job that is to end before its run does, and is queued again (by submitit's means)."""
+"""A SLURM job that is to end before its runs do, and is queued again by submitit's means."""
 
 import os
 import signal
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from resrepro.errors import Interrupted
 
 # submitit has SLURM send it before a job's time is over, and queues the job again when it comes.
 WARNING = signal.Signals[f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"]
 
 
-def is_job() -> bool:
-    """Whether this process is a job that submitit gave to SLURM."""
-    return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+@contextmanager
+def queued_again() -> Iterator[None]:
+    """Queues the SLURM job that this is again, if runs were stopped because it was warned.
 
-
-def queue_again() -> None:
-    """Queues this job again if SLURM has only warned it: for another's sake, or of its time limit.
-
-    SIGTERM is that warning as well as the end that scancel brings: SLURM knows which. A job that
-    it has ended by now, or queued again itself, is left as it is.
+    SIGTERM comes before a job makes room for another, and also when scancel ends it: SLURM knows
+    which. A job that it has ended by now, or queued again itself, is left as it is.
 
     Raises:
-        SystemExit: the job was queued again.
+        SystemExit: runs were stopped; they are saved.
+        Interrupted: the same, where this is no job that submitit gave to SLURM.
     """
-    job = os.environ["SLURM_JOB_ID"]
-    asked = subprocess.run(
-        ["squeue", "--noheader", "--format=%T", f"--jobs={job}"],  # noqa: S607
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if asked.stdout.strip() == "RUNNING":
-        signal.raise_signal(WARNING)
+    try:
+        yield
+    except Interrupted as stop:
+        if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+            raise
+        job = os.environ["SLURM_JOB_ID"]
+        asked = subprocess.run(
+            ["squeue", "--noheader", "--format=%T", f"--jobs={job}"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if asked.stdout.strip() == "RUNNING":
+            signal.raise_signal(WARNING)  # submitit's handler does the rest, and exits
+        sys.exit(stop.status)

@@ -55,7 +55,8 @@ def train_sweep(words: list[str]) -> int:
         os.chdir(folder)
         extension.load_extensions(extensions)
         place = f"run {HydraConfig.get().job.num + 1} of {len(runs)}"
-        train_job(from_mapping(composed), place, told)
+        with slurm.queued_again():
+            train_job(from_mapping(composed), place, told)
 
     try:
         composition.run_hydra("train", words, job)
@@ -75,11 +76,6 @@ def train_job(config: Config, place: str, told: set[str]) -> None:
     """One job of a sweep. Says why it failed, each reason once, and lets the others go on."""
     try:
         train_one(config, place)
-    except Interrupted as stop:
-        if not slurm.is_job():
-            raise
-        slurm.queue_again()
-        sys.exit(stop.status)
     except Exception as error:  # whatever it is, the runs after this one go on
         reason = one_line(error)
         if reason not in told:
