@@ -423,7 +423,7 @@ class RunDirectory:
 
     def host(self) -> str:
         """The host that trains here, or did last; empty where that is not known."""
-        return self._holder().partition(" on ")[2]
+        return self.holder().partition(" on ")[2]
 
 
 def find_runs(outputs: str | Path, experiment: str) -> list[RunDirectory]:
