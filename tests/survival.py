@@ -345,7 +345,8 @@ def outcome(run: Path) -> dict[str, Any]:
     found |= {f"summary.json {key}": summary[key] for key in NUMBERS}
     state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     tensors = dict(state["network"]) | {"sums": state["sums"]}
-    tensors |= {f"momentum {i}": buffer for i, buffer in enumerate(state["momentum"])}
+    for i, gathered in state["optimizer"]["state"].items():
+        tensors |= {f"optimizer {i} {key}": value for key, value in gathered.items()}
     found |= {f"checkpoint.pt {key}": tensor.numpy().tobytes() for key, tensor in tensors.items()}
     for key in ("iteration", "warming_up"):
         found[f"checkpoint.pt {key}"] = state[key]

@@ -35,11 +35,16 @@ def shortened(words: list[str]) -> list[str]:
 def test_the_commands_of_extending(resrepro_in: Run, folder: Path) -> None:
     shown = commands("docs/extending.md")
     assert len(shown) >= 5
+    for text in blocks("docs/extending.md", "yaml"):  # a file; its first line names it
+        file = folder / text.splitlines()[0].removeprefix("# ")
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
     for words in shown:
         done = resrepro_in(folder, *shortened(words))
         assert done.status == 0, f"{' '.join(words)}: {done.stderr}"
     figures = {file.name for file in (folder / "outputs/digits/figures").glob("*.png")}
     assert {"figure1.png", "figure6.png"} <= figures
+    assert (folder / "outputs/digits/residual-20-s0-rmsprop/summary.json").exists()
     assert "gated-56" in (folder / "outputs/digits/tables/table6.md").read_text()
 
 

@@ -41,7 +41,7 @@ def plan(*words: str) -> Plan:
 
 def test_the_groups_are_those_that_are_composed_here() -> None:
     folders = sorted(f.name for f in CONF.iterdir() if f.is_dir() and list(f.glob("*.yaml")))
-    assert folders == ["data", "model", "recipe", "study"]
+    assert folders == ["data", "model", "optimizer", "recipe", "study"]
     commands = sorted(file.stem for file in CONF.glob("*.yaml"))
     assert commands == sorted([*COMMANDS, "hydra"])
 

@@ -264,6 +264,8 @@ CHANGES_NUMBERS: dict[str, Any] = {
     "recipe.warm_up.depth": 20,
     "recipe.warm_up.learning_rate": 0.02,
     "recipe.warm_up.until_error": 70,
+    "optimizer.name": "AdamW",
+    "optimizer.keywords": {"amsgrad": True},
     "precision": "tf32",
     "compile": True,
     "deterministic": True,
@@ -300,6 +302,9 @@ def with_and_without(key: str, value: Any) -> tuple[Config, Config]:
     if key.startswith("constructed."):
         base["constructed"] = CONSTRUCTED
         change = {"constructed": CONSTRUCTED | {key.partition(".")[2]: value}}
+    elif key.startswith("optimizer."):
+        base["optimizer"] = {"name": "Adam", "keywords": {}}
+        change = {"optimizer": base["optimizer"] | {key.partition(".")[2]: value}}
     elif key == "model.name":
         change["model.shortcut"] = None
     return from_mapping(changed(base | change)), from_mapping(changed(base))
@@ -326,6 +331,9 @@ def test_every_key_is_known_to_matter_or_not() -> None:
 def test_what_changes_numbers_changes_the_identity(key: str, value: Any) -> None:
     other, base = with_and_without(key, value)
     assert config_hash(other) != config_hash(base)
+    if isinstance(value, dict):
+        ((name, value),) = value.items()
+        key = f"{key}.{name}"
     assert differences(other, base)[key] == (value, differences(base, other)[key][0])
 
 

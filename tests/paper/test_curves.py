@@ -8,7 +8,7 @@ import pytest
 
 from resrepro.configuration.schema import Config
 from resrepro.errors import ResreproError
-from resrepro.paper.curves import Group, choose_experiment, collect
+from resrepro.paper.curves import Group, choose_experiment, collect, recipe_text
 from resrepro.runs.run_directory import Row, RunDirectory
 
 Make = Callable[..., RunDirectory]
@@ -126,6 +126,7 @@ def test_tags_are_kept_apart(
         "deterministic=true",
         "recipe.learning_rate=0.05",
         "recipe.batch_size=64",
+        "optimizer.name=RMSprop",
         "data.mean=channel",
         "data.split=validation",
         "model.width=8",
@@ -221,3 +222,23 @@ def test_a_caption_says_data_recipe_seeds_and_final(
     made_up_run(quick("recipe.iterations=300", "seed=1"), rows(last=300))
     made_up_run(quick("recipe.iterations=300", "depth=14"), rows(last=300))
     assert "n = 1 to 2 seeds a net" in groups()[0].caption()
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["optimizer=adamw"], "AdamW (betas 0.9 and 0.999, weight decay 0.0001)"),
+        (
+            ["optimizer=nesterov", "recipe.momentum=0.8"],
+            "SGD (momentum 0.8, weight decay 0.0001, nesterov)",
+        ),
+    ],
+)
+def test_another_optimizers_recipe_is_not_called_the_papers(
+    words: list[str], text: str, quick: Quick
+) -> None:
+    assert recipe_text(quick(*words, "recipe.iterations=300")) == (
+        f"{text} in place of the paper's SGD, 300 iterations for 64,000, learning rate 0.02 for "
+        "0.1, padding 1 for 4, no mirror images"
+    )
+    assert "SGD" not in recipe_text(quick("optimizer=sgd"))

@@ -16,7 +16,7 @@ import pytest
 from made_up import DIGITS, EXPERIMENT, PAPER, config, write, write_nets
 
 from resrepro.configuration.composition import expand, parse
-from resrepro.configuration.schema import Config, Data, Recipe, WarmUp, config_hash
+from resrepro.configuration.schema import Config, Data, Optimizer, Recipe, WarmUp, config_hash
 from resrepro.paper.artefacts import make_artefacts
 from resrepro.paper.claims import numbers, questions, seeds_text, signed, tally
 from resrepro.paper.curves import collect
@@ -464,6 +464,10 @@ CONFIGURATIONS: dict[str, dict[str, object]] = {
     "CIFAR-100": {"data": Data("cifar100")},
     "smaller images": {"data": Data("cifar10", image_size=16)},
     "held out": {"data": Data("cifar10", split="validation", mean="channel")},
+    "AdamW": {"optimizer": Optimizer("AdamW", {"betas": [0.9, 0.999], "weight_decay": 1e-4})},
+    "an optimizer of one's own": {
+        "optimizer": Optimizer("Adadelta", {"rho": 0.5, "maximize": False, "weight_decay": 0.0})
+    },
     "pictures": {"data": PICTURES, "recipe": DIGITS},
 }
 

@@ -27,9 +27,9 @@ from resrepro.data.batches import Batches
 from resrepro.errors import ConfigError, Diverged, Interrupted, ResreproError
 from resrepro.progress import Progress, Watcher
 from resrepro.runs.run_directory import RunDirectory
-from resrepro.training import devices, loop, trainer
+from resrepro.training import devices, loop, optimizers, trainer
 from resrepro.training.loop import Training
-from resrepro.training.step import Step, StepGraph, set_rate
+from resrepro.training.step import Step, StepGraph
 from resrepro.training.trainer import train
 
 SMALL = ("model.width=4", "recipe.iterations=12", "evaluate_every=5")
@@ -57,15 +57,23 @@ def checkpoint(run: Path) -> dict[str, Any]:
 
 
 def assert_same_run(here: Path, there: Path) -> None:
-    """Metrics, weights, buffers and momentum are the same to the bit."""
+    """Metrics, weights, buffers and what the optimizer gathered are the same to the bit."""
     assert numbers(here) == numbers(there)
     a, b = checkpoint(here), checkpoint(there)
     assert a["network"].keys() == b["network"].keys()
     assert all(torch.equal(a["network"][key], b["network"][key]) for key in a["network"])
-    assert len(a["momentum"]) == len(b["momentum"]) > 0
-    assert all(torch.equal(x, y) for x, y in zip(a["momentum"], b["momentum"], strict=True))
+    assert a["optimizer"]["param_groups"] == b["optimizer"]["param_groups"]
+    one, other = (gathered(run["optimizer"]["state"]) for run in (a, b))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
     for key in ("status", "final_test_error", "best_test_error", "clean_train_error"):
         assert summary(here)[key] == summary(there)[key]
+
+
+def gathered(state: dict[int, dict[str, Tensor]]) -> dict[tuple[int, str], Tensor]:
+    """What an optimizer holds of each parameter, by the parameter's number and a name."""
+    assert state
+    return {(i, key): value for i, of_one in state.items() for key, value in of_one.items()}
 
 
 def quietly(config: Config) -> dict[str, Any]:
@@ -526,6 +534,94 @@ def test_the_running_training_error_survives_a_stop(
     )
 
 
+# The optimizer
+
+NADAM = """
+name: NAdam
+keywords:
+  betas: [0.8, 0.99]
+  weight_decay: ${recipe.weight_decay}
+"""
+
+
+@pytest.mark.parametrize("optimizer", ["nesterov", "adam", "adamw", "nadam"])
+def test_whatever_the_optimizer_a_stopped_run_is_still_the_same(
+    optimizer: str, quick_words: tuple[str, ...], tmp_path: Path
+) -> None:
+    own = tmp_path / "conf/optimizer"
+    own.mkdir(parents=True)
+    (own / "nadam.yaml").write_text(NADAM)
+    words = [*quick_words, *SMALL, f"optimizer={optimizer}", f"outputs={tmp_path}"]
+    config, unbroken = (
+        expand("train", [[*words, f"experiment={name}"]], str(own.parent))[0]
+        for name in ("stopped", "unbroken")
+    )
+    quietly(unbroken)
+    interrupt(config, look=5)  # before the rate drops, and between two rows
+    interrupt(config, look=6)
+    assert 0 < summary(config.directory)["iteration"] < 12
+    quietly(config)
+    assert_same_run(config.directory, unbroken.directory)
+
+
+def test_the_optimizer_follows_the_schedule(quick: Callable[..., Config]) -> None:
+    """AdamW as its authors write it (Loshchilov & Hutter 2019, algorithm 2)."""
+    words = ("optimizer=adamw", "recipe.learning_rate=0.01", "recipe.weight_decay=0.1")
+    config = quick("model.width=1", "recipe.iterations=2", "recipe.drops=[0.5]", *words)
+    quietly(config)
+    batches = Batches(load(config.data), "pixel", config.recipe, 0, torch.device("cpu"))
+    network = networks.build(config.model, 8, classes=10, channels=1)
+    networks.initialise(network, 0)
+    parameters = list(network.parameters())
+    first = [torch.zeros_like(p) for p in parameters]
+    second = [torch.zeros_like(p) for p in parameters]
+    for t, rate in ((1, 0.01), (2, 0.001)):
+        x, labels = batches(t - 1)
+        gradients = torch.autograd.grad(F.cross_entropy(network(x), labels), parameters)
+        with torch.no_grad():
+            for p, m, v, g in zip(parameters, first, second, gradients, strict=True):
+                m.mul_(0.9).add_(0.1 * g)
+                v.mul_(0.999).add_(0.001 * g * g)
+                direction = (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+                p.sub_(rate * (direction + 0.1 * p))
+    saved = checkpoint(config.directory)["network"]
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(saved[name], parameter.detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_checkpoint_of_when_there_was_sgd_alone_is_gone_on_with(
+    unbroken: Config, quick: Callable[..., Config]
+) -> None:
+    config = quick(*SMALL)
+    interrupt(config, look=9)
+    state = checkpoint(config.directory)
+    buffers = state.pop("optimizer")["state"]
+    state["momentum"] = [buffers[i]["momentum_buffer"] for i in range(len(buffers))]
+    RunDirectory(config.directory).save_checkpoint(state | {"format": 1}, config)
+    quietly(config)
+    assert_same_run(config.directory, unbroken.directory)
+
+
+def test_an_optimizer_keeps_its_keywords_and_the_weights_order_of_memory(
+    quick: Callable[..., Config],
+) -> None:
+    """Whatever device the checkpoint is of: how kernels are launched is this device's to say."""
+    config = quick(*SMALL, "optimizer=adamw")
+    step = Step(config, load(config.data), torch.device("cpu"))
+    step(0, 0.02)
+    state = step.optimizer.state_dict()
+    for moments in state["state"].values():
+        moments["exp_avg"] = moments["exp_avg"].contiguous()
+    state["param_groups"][0] |= {"fused": True, "lr": torch.tensor(5.0), "weight_decay": 7.0}
+    other = Step(config, load(config.data), torch.device("cpu"))
+    optimizers.load_state(other.optimizer, {"optimizer": state, "learning_rate": 0.002})
+    (group,) = other.optimizer.param_groups
+    assert (group["fused"], group["lr"], group["weight_decay"]) == (False, 0.002, 1e-4)
+    for parameter, moments in other.optimizer.state.items():
+        assert moments["exp_avg"].stride() == parameter.stride()
+        assert moments["step"] == 1
+
+
 WARM = (
     "model.width=4",
     "recipe.iterations=80",
@@ -592,7 +688,8 @@ def test_a_run_that_failed_says_why_and_goes_on(
 
 
 def test_a_killed_process_costs_nothing(start: Any, quick: Callable[..., Config]) -> None:
-    words = (*SMALL, "recipe.iterations=120")
+    """Of an optimizer with more to remember than the paper's; that one is killed elsewhere."""
+    words = (*SMALL, "recipe.iterations=120", "optimizer=adamw", "recipe.learning_rate=0.002")
     unbroken = quick(*words, "experiment=unbroken")
     quietly(unbroken)
     config = quick(*words)
@@ -625,7 +722,7 @@ def iteration_of(run: Path) -> int:
 
 
 def wait_for(
-    condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120
+    condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 300
 ) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -877,8 +974,8 @@ def test_the_rate_of_a_captured_step_is_one_tensor_that_its_optimizer_reads_anew
     (one, by_tensor), (other, by_number) = weights(on_device), weights(0.1)
     for rate in (0.1, 0.1, 0.01, 0.001):
         one.grad, other.grad = torch.ones(8), torch.ones(8)
-        set_rate(by_tensor, rate)
-        set_rate(by_number, float(torch.tensor(rate)))
+        optimizers.set_rate(by_tensor, rate)
+        optimizers.set_rate(by_number, float(torch.tensor(rate)))
         by_tensor.step()
         by_number.step()
         assert torch.equal(one, other)

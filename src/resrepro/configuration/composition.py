@@ -70,7 +70,7 @@ def parse(words: list[str]) -> argparse.Namespace:
                 "of yours with --config-dir DIR"
             )
     for word in args.overrides:
-        if group := re.match(r"\+*(model|data|recipe|study)=([\[{])", word):
+        if group := re.match(r"\+*(model|data|recipe|optimizer|study)=([\[{])", word):
             advice = (
                 f"-m sweeps over several: -m {group[1]}=A,B"
                 if group[2] == "["
@@ -215,8 +215,10 @@ def expand(command: str, sweeps: list[list[str]], config_dir: str | None) -> lis
 
 def _a_place_each(differ: dict[str, tuple[Any, Any]]) -> str:
     """How runs that differ in some keys can be given a directory each."""
-    key, (value, _) = next(iter(differ.items()))
-    if isinstance(value, str) and not WORD.fullmatch(value):  # a path, which is no part of a name
+    key = "optimizer.name" if "optimizer.name" in differ else next(iter(differ))
+    value = differ[key][0]
+    is_no_word = isinstance(value, str) and not WORD.fullmatch(value)  # a path, say
+    if is_no_word or (key.startswith("optimizer.keywords.") and None in differ[key]):
         return "train each by itself, with a tag=WORD of its own"
     word = "WORD" if isinstance(value, list) else f"{key.split('.')[-1]}${{{key}}}"
     return f"give each a place of its own, as in 'tag={word}'"
@@ -342,6 +344,8 @@ def _unknown_key(command: str, key: str) -> str:
         known = list(defaults(loader, command, []))
     if key in known:
         return f"{key} does not go with the options chosen; `resrepro {command} --help` lists them"
+    if key.startswith("optimizer.keywords."):
+        return f"{key}: the optimizer's file has no such keyword; +{key}=VALUE adds one"
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"{key} is no key of resrepro {command}{hint} (`resrepro {command} --help` lists them)"

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -75,6 +75,25 @@ class Recipe:
 
 
 @dataclass
+class Optimizer:
+    """One of torch.optim's.
+
+    Attributes:
+        name: its class, such as AdamW.
+        keywords: what it is made with beside its rate, which is the recipe's.
+    """
+
+    name: str
+    keywords: dict[str, Any] = field(default_factory=dict)
+
+
+def paper_optimizer(recipe: Recipe) -> Optimizer:
+    """SGD with a recipe's momentum and weight decay (paper, section 4.2)."""
+    keywords = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
+    return Optimizer("SGD", keywords)
+
+
+@dataclass
 class Constructed:
     """Where the weights of a constructed solution come from (paper, section 1).
 
@@ -98,6 +117,7 @@ class Config:
     seed: int
     data: Data
     recipe: Recipe
+    optimizer: Optimizer | None = None  # None: the paper's
     precision: str = "float32"
     compile: bool = False
     deterministic: bool = False
@@ -129,7 +149,7 @@ class Config:
         config = asdict(self)
         for group in ("model", "data"):
             config[group] = {k: v for k, v in config[group].items() if v is not None}
-        for key in ("constructed", "extensions"):
+        for key in ("optimizer", "constructed", "extensions"):
             if config[key] is None:
                 del config[key]
         return config
@@ -167,7 +187,8 @@ DATA_PLACES = ("root", "archive", "url", "sha256")
 DEEPEST, WIDEST, MOST_THREADS = 12_002, 4096, 1024
 LARGEST_BATCH, WIDEST_PADDING, LARGEST_NUMBER = 65_536, 64, 1e38
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+,-]{0,99}")
-
+# Of an optimizer: how its kernels are launched.
+DEVICES_KEYWORDS = ("foreach", "fused", "capturable", "differentiable")
 
 Schema = TypeVar("Schema", Config, Data)
 
@@ -183,10 +204,16 @@ def from_mapping(composed: DictConfig | Mapping[str, Any], is_used: bool = True)
         ConfigError: naming the key, what was wrong with it and what would be right.
     """
     config = _typed(Config, composed)
+    if config.optimizer == paper_optimizer(config.recipe):
+        config.optimizer = None
     if is_used:
         config.extensions = extension.used_by(config.model.name, config.data.name) or None
     for complaint in complaints(config):
         raise ConfigError(complaint)
+    if is_used and config.optimizer:
+        from resrepro.configuration import optimizers  # imports PyTorch
+
+        optimizers.check(config.optimizer, config.cuda_graph)
     _check_data(config.data, is_used, bool(config.extensions))
     return config
 
@@ -256,7 +283,7 @@ def explain(error: OmegaConfBaseException) -> str:
     sentence = lines[0].rstrip(".") if lines else type(error).__name__
     key = getattr(error, "full_key", None)
     if match := re.search(r"missing mandatory value: (\S+)", sentence):
-        return f"{match[1]} is not given"
+        return f"{key or match[1]} is not given"
     return f"{key}: {sentence}" if key and str(key) not in sentence else sentence
 
 
@@ -266,6 +293,8 @@ def complaints(config: Config) -> Iterator[str]:
     # A constructed solution is there before it is trained.
     yield from at_least("recipe.iterations", config.recipe.iterations, int(not config.constructed))
     yield from recipe_complaints(config.recipe)
+    if config.optimizer:
+        yield from optimizer_complaints(config.optimizer)
     if not 0 <= config.seed < 2**63:
         yield f"seed={config.seed}: must be a whole number from 0 to 2^63-1"
     yield from choice("precision", config.precision, ("float32", "tf32", "bfloat16"))
@@ -335,6 +364,23 @@ def recipe_complaints(recipe: Recipe) -> Iterator[str]:
         yield from positive("recipe.warm_up.learning_rate", recipe.warm_up.learning_rate)
         if not 0 < recipe.warm_up.until_error <= 100:
             yield "recipe.warm_up.until_error: must be a percentage between 0 and 100"
+
+
+def optimizer_complaints(optimizer: Optimizer) -> Iterator[str]:
+    """Yields a sentence for each keyword that an optimizer cannot be given here."""
+    for keyword, value in optimizer.keywords.items():
+        key = f"optimizer.keywords.{keyword}"
+        if keyword in ("lr", "params"):
+            yield f"{key}: is not for configurations; the rate is recipe.learning_rate"
+        elif keyword in DEVICES_KEYWORDS:
+            yield f"{key}: is not for configurations; it follows from device and cuda_graph"
+        elif not all(map(_is_plain, value if isinstance(value, list) else [value])):
+            yield f"{key}={value}: must be a number, true, false, null or a list of such"
+
+
+def _is_plain(value: object) -> bool:
+    is_number = isinstance(value, int | float) and abs(value) <= LARGEST_NUMBER
+    return value is None or is_number
 
 
 def data_complaints(data: Data, is_extended: bool = False) -> Iterator[str]:
@@ -419,7 +465,14 @@ def config_hash(config: Config) -> str:
 
 def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     """The identifying keys in which two configurations differ, with the value in each."""
+    if one.optimizer != other.optimizer:
+        one, other = _spelled_out(one), _spelled_out(other)
     return _differing(identity(one), identity(other))
+
+
+def _spelled_out(config: Config) -> Config:
+    """With the paper's optimizer written out, which its identity leaves out."""
+    return replace(config, optimizer=config.optimizer or paper_optimizer(config.recipe))
 
 
 def data_differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from resrepro.configuration.schema import Config, differences
+from resrepro.configuration.schema import Config, Optimizer, differences
 from resrepro.errors import ResreproError
 from resrepro.runs.run_directory import Row, RunDirectory, find_experiments, find_runs
 
@@ -247,8 +247,11 @@ def data_text(config: Config) -> str:
 
 
 def recipe_text(config: Config) -> str:
-    """The recipe in words: what differs from the paper's."""
-    recipe = config.recipe
+    """The recipe in words: what differs from the paper's.
+
+    With another optimizer it is not the paper's, and is not called so.
+    """
+    recipe, optimizer = config.recipe, config.optimizer
     paper = {
         "iterations": (64000, f"{recipe.iterations:,} iterations for 64,000"),
         "batch_size": (128, f"batches of {recipe.batch_size} for 128"),
@@ -259,9 +262,28 @@ def recipe_text(config: Config) -> str:
         "padding": (4, f"padding {recipe.padding} for 4"),
         "flip": (True, "no mirror images"),
     }
+    if optimizer:
+        del paper["momentum"], paper["weight_decay"]  # its keywords say what it has of them
     differ = [text for key, (value, text) in paper.items() if getattr(recipe, key) != value]
     differ += [config.precision] if config.precision != "float32" else []
+    if optimizer:
+        return ", ".join([f"{optimizer_text(optimizer)} in place of the paper's SGD", *differ])
     return f"the paper's recipe but {', '.join(differ)}" if differ else "the paper's recipe"
+
+
+def optimizer_text(optimizer: Optimizer) -> str:
+    """An optimizer in words: AdamW (betas 0.9 and 0.999, weight decay 0.0001)."""
+    said = []
+    for keyword, value in optimizer.keywords.items():
+        words = keyword.replace("_", " ")
+        if isinstance(value, bool):
+            said.append(words if value else f"no {words}")
+        else:
+            values = value if isinstance(value, list) else [value]
+            said.append(
+                f"{words} {' and '.join(f'{v:g}' if v is not None else 'none' for v in values)}"
+            )
+    return f"{optimizer.name} ({', '.join(said)})" if said else optimizer.name
 
 
 def choose_experiment(outputs: str, experiment: str | None) -> str:

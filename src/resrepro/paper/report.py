@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,14 @@ from markupsafe import Markup
 
 from resrepro import __version__
 from resrepro.configuration import composition
-from resrepro.configuration.schema import WHEREABOUTS, Config, config_hash, flatten
+from resrepro.configuration.schema import (
+    WHEREABOUTS,
+    Config,
+    Optimizer,
+    Recipe,
+    config_hash,
+    flatten,
+)
 from resrepro.errors import ConfigError
 from resrepro.files import write_atomically
 from resrepro.paper import table
@@ -242,10 +249,13 @@ def _sweeps(group: Group) -> list[str]:
     from_scratch = [run for net in group.nets for run in net.runs if not run.origin]
     seeds: dict[tuple[str, int], list[int]] = {}
     with composition.search_path(None) as loader:
-        recipes = loader.config_loader.get_group_options("recipe")
+        options = {
+            group: loader.config_loader.get_group_options(group)
+            for group in ("recipe", "optimizer")
+        }
         defaults = cache(lambda *words: composition.defaults(loader, "train", list(words)))
         for run in from_scratch:
-            overrides = " ".join(_overrides(run.config, recipes, defaults))
+            overrides = " ".join(_overrides(run.config, options, defaults))
             seeds.setdefault((overrides, run.config.depth), []).append(run.config.seed)
     depths: dict[tuple[str, str], list[int]] = {}
     for (overrides, depth), values in seeds.items():
@@ -262,11 +272,11 @@ def _listed(values: list[int]) -> str:
 
 
 def _overrides(
-    config: Config, recipes: list[str], defaults: Callable[..., dict[str, Any]]
+    config: Config, options: dict[str, list[str]], defaults: Callable[..., dict[str, Any]]
 ) -> list[str]:
     """What a configuration says that `resrepro train`'s own files do not."""
     words = [f"model={config.model.name}", f"data={config.data.name}"]
-    if config.recipe.name in recipes:
+    if config.recipe.name in options["recipe"]:
         words.append(_word("recipe", config.recipe.name))
     default = defaults(*words)
     said = list(words)
@@ -276,8 +286,41 @@ def _overrides(
             continue
         if key == "data.root" and config.data.name != "image_folder":
             continue
-        said.append(_word(key, "DIR" if key == "data.root" else value))
+        if not key.startswith("optimizer."):
+            said.append(_word(key, "DIR" if key == "data.root" else value))
+    if config.optimizer:
+        said += _optimizer(config.optimizer, config.recipe, options["optimizer"], defaults)
     return said
+
+
+def _optimizer(
+    optimizer: Optimizer,
+    recipe: Recipe,
+    options: list[str],
+    defaults: Callable[..., dict[str, Any]],
+) -> list[str]:
+    """An optimizer by its option's name, or in full where it came from a user's file."""
+    wanted = flatten({"optimizer": asdict(optimizer)})
+    for option in options:
+        default = defaults(f"optimizer={option}")
+        if wanted == {
+            key: _of_recipe(default.get(key), recipe)
+            for key in default
+            if key.startswith("optimizer.")
+        }:
+            return [f"optimizer={option}"]
+    keywords = json.dumps(optimizer.keywords).replace(" ", "").replace('"', "")
+    return [
+        f"optimizer.name={optimizer.name}",
+        "'~optimizer.keywords'",
+        shlex.quote(f"+optimizer.keywords={keywords}"),
+    ]
+
+
+def _of_recipe(value: Any, recipe: Recipe) -> Any:
+    """A value, or what ${recipe.KEY} stands for."""
+    match = re.fullmatch(r"\$\{recipe\.(\w+)\}", value) if isinstance(value, str) else None
+    return getattr(recipe, match[1]) if match else value
 
 
 def _construct(group: Group, run: Run) -> str:

@@ -28,7 +28,7 @@ from resrepro.configuration.schema import Config, config_hash, differences, from
 from resrepro.errors import ConfigError, Locked, ResreproError, one_line
 from resrepro.files import acquire, cannot_be_written, write_atomically
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2  # of format 1 is what knew of SGD alone; it is still read
 PLAN = "study.json"  # in an experiment's folder
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is
 LOCK_SECONDS = 1.0  # `is_locked` of another process holds the lock for an instant
@@ -363,7 +363,7 @@ class RunDirectory:
         if sealed[-SEAL_LENGTH:] != _seal(content):
             raise ValueError("is damaged, its digest does not fit")
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        if state["format"] != CHECKPOINT_FORMAT:
+        if state["format"] not in (1, CHECKPOINT_FORMAT):
             raise ValueError(f"has format {state['format']}, and {CHECKPOINT_FORMAT} is read here")
         if state["config_hash"] != config_hash(config):
             raise ValueError("belongs to another run")

@@ -71,7 +71,7 @@ class Record:
         config: the run's.
         run: where they lie.
         data: what it is trained on.
-        step: whose weights, momentum and sums a checkpoint holds.
+        step: whose weights, optimizer and sums a checkpoint holds.
         state: the run's, which `restore` changes.
     """
 

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resrepro import networks
-from resrepro.configuration.schema import Config, Recipe
+from resrepro.configuration.schema import Config
 from resrepro.data import Dataset
 from resrepro.data.batches import Batches
 from resrepro.errors import ResreproError
-from resrepro.training import evaluation
+from resrepro.training import evaluation, optimizers
 
 
 class Sums(NamedTuple):
@@ -29,32 +29,6 @@ class Sums(NamedTuple):
     wrong: float
     wrong_in_window: float
     not_finite_at: int
-
-
-def sgd(recipe: Recipe, parameters: list[nn.Parameter], device: torch.device) -> torch.optim.SGD:
-    """The paper's optimizer (section 3.4); on a GPU one kernel, whose rate is a tensor there.
-
-    A captured graph reads the rate anew at each replay. Without one it is the same tensor, so that
-    both round it alike.
-    """
-    fused = device.type == "cuda"
-    rate = recipe.learning_rate
-    return torch.optim.SGD(
-        parameters,
-        lr=torch.tensor(rate, device=device) if fused else rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        fused=fused,
-    )
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the learning rate of the next step; nothing waits for the device."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
 
 
 class StepGraph:
@@ -105,7 +79,7 @@ class StepGraph:
 
 
 class Step:
-    """A net in training: its weights, their momentum, the batches, and the running sums.
+    """A net in training: its weights, their optimizer, the batches, and the running sums.
 
     Args:
         config: the run's.
@@ -125,7 +99,7 @@ class Step:
         self.network = network.to(device)
         network.recompute = config.activation_checkpointing
         self.logits = cast(nn.Module, torch.compile(network)) if config.compile else network
-        self.optimizer = sgd(recipe, self._parameters(), device)
+        self.optimizer = optimizers.build(config, network.parameters(), device)
         self.sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=device)
         # The iteration that the device has come to, counted there and here: they must agree.
         self.now = torch.zeros((), dtype=torch.float64, device=device)
@@ -137,7 +111,7 @@ class Step:
         if iteration != self.launched:  # a run that goes on
             self.now.fill_(iteration)
         self.launched = iteration + 1
-        set_rate(self.optimizer, rate)
+        optimizers.set_rate(self.optimizer, rate)
         x, labels = self.assemble(iteration)
         if self.graph is None:
             self.train_on(x, labels)
@@ -220,21 +194,14 @@ class Step:
 
     def state(self) -> dict[str, Any]:
         """What changes from step to step, for a checkpoint: the plain module's keys."""
-        buffers = [self.optimizer.state[p].get("momentum_buffer") for p in self._parameters()]
         return {
             "network": dict(self.network.state_dict()),
-            "momentum": buffers,
+            "optimizer": self.optimizer.state_dict(),
             "sums": self.sums,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes back what `state` gave."""
         self.network.load_state_dict(state["network"])
-        for parameter, buffer in zip(self._parameters(), state["momentum"], strict=True):
-            if buffer is not None:
-                on_device = torch.empty_like(parameter).copy_(buffer)
-                self.optimizer.state[parameter]["momentum_buffer"] = on_device
+        optimizers.load_state(self.optimizer, state)
         self.sums.copy_(state["sums"])
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return list(self.network.parameters())
