@@ -1,8 +1,10 @@
 """What several tests share: the installed command, quick configurations and made-up runs."""
 
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -21,6 +23,7 @@ from resrepro.runs.run_directory import Row, RunDirectory
 settings.register_profile("resrepro", deadline=None)
 settings.load_profile("resrepro")
 
+ROOT = Path(__file__).parents[1]
 COMMAND = Path(sys.executable).with_name("resrepro")
 # Overrides that train within a second, with the same bits wherever the tests run.
 QUICK = (
@@ -124,6 +127,31 @@ def start(tmp_path: Path) -> Any:
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's wheel, made of the files as they are now."""
+    pytest.importorskip("setuptools", minversion="77")
+    source, made = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("src", "conf"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    words = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(made), str(source)]
+    subprocess.run(words, check=True, capture_output=True)
+    (file,) = made.iterdir()
+    return file
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH with the wheel in it."""
+    folder = tmp_path_factory.mktemp("installed")
+    zipfile.ZipFile(wheel).extractall(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,17 +13,27 @@ import pytest
 
 from resrepro.bench import gpu_check
 
+ROOT = Path(__file__).parents[2]
 DRY = ["--dry-run", "--device", "cpu", "--output"]
 
 
-def run(folder: Path, seconds: float) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "resrepro.bench.gpu_check", str(seconds), *DRY, str(folder)]
-    return subprocess.run(words, capture_output=True, text=True, check=False)
+def run(folder: Path, seconds: float, installed: Path) -> subprocess.CompletedProcess[str]:
+    """What the script does where the wheel is installed, and nothing else of a clone is used."""
+    python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": python, "PYTHONPATH": str(installed)}
+    return subprocess.run(
+        [ROOT / "scripts/gpu_check", str(seconds), *DRY, str(folder)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
-def test_the_dry_run_walks_through_all_steps(tmp_path: Path) -> None:
-    assert "no time left" in run(tmp_path, 0).stdout
-    done = run(tmp_path, 600)
+def test_the_dry_run_walks_through_all_steps(tmp_path: Path, installed: Path) -> None:
+    assert "no time left" in run(tmp_path, 0, installed).stdout
+    done = run(tmp_path, 600, installed)
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     assert {name[0] for name in results} == set("12345")
@@ -37,15 +48,15 @@ def test_the_dry_run_walks_through_all_steps(tmp_path: Path) -> None:
     assert "runs/smoke/plain-8-s0/metrics.csv" in names
     assert not [name for name in names if name.endswith(".pt")]
 
-    again = run(tmp_path, 600)
+    again = run(tmp_path, 600, installed)
     assert again.returncode == 0
     assert json.loads((tmp_path / "results.json").read_text()) == results
 
 
-def test_other_sizes_do_not_mix(tmp_path: Path) -> None:
+def test_other_sizes_do_not_mix(tmp_path: Path, installed: Path) -> None:
     (tmp_path / "results.json").write_text("{}")
     (tmp_path / "settings.json").write_text('{"device": "cuda", "sizes": {}}')
-    done = run(tmp_path, 1)
+    done = run(tmp_path, 1, installed)
     assert done.returncode == 2
     assert "holds a check with other sizes" in done.stdout
 

@@ -22,6 +22,7 @@ SPEED = Speed(
     batch_size=100,
     seconds=0.5,
     parts={"batch assembly": 0.1, "forward": 0.4, "backward": 0.4, "bookkeeping": 0.1},
+    host_seconds=0.55,
     conventional_seconds=1.0,
     floating_point_operations=10**10,
     activation_bytes=10**8,
@@ -34,6 +35,7 @@ SPEED = Speed(
 def test_ratios_are_of_the_whole_loop() -> None:
     assert SPEED.images_per_second == 200
     assert SPEED.times_conventional == 2
+    assert SPEED.times_from_host == pytest.approx(1.1)
     assert SPEED.share_of_matrix_rate == 0.5
     assert SPEED.share_of_bandwidth == 0.1  # five passes over 1e8 bytes in half a second
     assert SPEED.share("batch assembly", "bookkeeping") == pytest.approx(0.2)
@@ -73,6 +75,7 @@ def test_the_command(resrepro_in: Callable[..., Any], tmp_path: Path) -> None:
     for speed in report["speeds"]:
         assert speed["seconds"] > 0
         assert speed["conventional_seconds"] > 0
+        assert 0.1 < speed["times_from_host"] < 10
         assert 0 < speed["share_of_matrix_rate"] < 1
         assert sum(speed["shares"].values()) == pytest.approx(1)
         assert set(speed["parts"]) == set(bench.PARTS) - {"graph"}

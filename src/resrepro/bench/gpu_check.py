@@ -381,7 +381,8 @@ def in_words(result: dict[str, Any]) -> str:
         ratio = result["times_conventional"]
         beside = f", {ratio:.2f} times the conventional pipeline" if ratio else ""
         return (
-            f"{result['images_per_second']:,.0f} images/s{beside}; "
+            f"{result['images_per_second']:,.0f} images/s{beside}, {result['times_from_host']:.2f} "
+            "times as long with images in host memory; "
             f"{result['share_of_matrix_rate']:.1%} of {result['matrix_rate'] / 1e12:.1f} TFLOP/s, "
             f"{result['share_of_bandwidth']:.1%} of {result['copy_bandwidth'] / 1e9:,.0f} GB/s"
         )

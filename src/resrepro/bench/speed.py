@@ -27,6 +27,7 @@ from resrepro import networks
 from resrepro.bench.conventional import Conventional
 from resrepro.configuration.schema import Config
 from resrepro.data import Dataset
+from resrepro.data.batches import Batches
 from resrepro.errors import ConfigError
 from resrepro.files import write_atomically
 from resrepro.progress import Watcher, bar
@@ -67,6 +68,7 @@ class Speed:
         seconds: of an iteration of the whole training loop.
         parts: seconds of each part of an iteration, measured by themselves: waiting for the
             device after each part, where the loop waits for nothing.
+        host_seconds: of an iteration whose batch comes from host memory (data.resident=host).
         conventional_seconds: of an iteration of the conventional pipeline.
         floating_point_operations: of an iteration, two a multiply-add.
         activation_bytes: that an iteration keeps for the backward pass.
@@ -81,6 +83,7 @@ class Speed:
     batch_size: int
     seconds: float
     parts: dict[str, float]
+    host_seconds: float
     conventional_seconds: float | None
     floating_point_operations: int
     activation_bytes: int
@@ -98,6 +101,11 @@ class Speed:
         """How many times as fast as the conventional pipeline."""
         conventional = self.conventional_seconds
         return None if conventional is None else conventional / self.seconds
+
+    @property
+    def times_from_host(self) -> float:
+        """How many times as long an iteration takes whose batch comes from host memory."""
+        return self.host_seconds / self.seconds
 
     @property
     def share_of_matrix_rate(self) -> float:
@@ -164,6 +172,7 @@ def in_full(speed: Speed) -> dict[str, Any]:
     """What was measured, and the ratios that follow from it."""
     return asdict(speed) | {
         "images_per_second": speed.images_per_second,
+        "times_from_host": speed.times_from_host,
         "times_conventional": speed.times_conventional,
         "share_of_matrix_rate": speed.share_of_matrix_rate,
         "share_of_bandwidth": speed.share_of_bandwidth,
@@ -179,14 +188,9 @@ def measure(
     with prepared(config, data) as training:
         device = training.step.device
         clock = Clock(device)
-        loops = {"loop": training.iterate}
+        loops = {"loop": training.iterate, "host": from_host(training, config, data)}
         if settings.conventional:
-            network = networks.build(config.model, config.depth, data.classes, data.channels)
-            networks.initialise(network, config.seed)
-            conventional = Conventional(
-                network, data.train_images, data.train_labels, config.recipe.batch_size, device
-            )
-            loops["conventional"] = conventional.iterate
+            loops["conventional"] = conventional(config, data, device)
         multiply, operations = matrix_product(device, config.precision)
         copy, copied = large_copy(device)
         counts = {name: iterations_for(loop, settings, clock) for name, loop in loops.items()}
@@ -210,6 +214,7 @@ def measure(
             batch_size=config.recipe.batch_size,
             seconds=median["loop"],
             parts={name: statistics.median(values) for name, values in parts.items()},
+            host_seconds=median["host"],
             conventional_seconds=median.get("conventional"),
             floating_point_operations=operations_needed,
             activation_bytes=activation_bytes,
@@ -232,6 +237,27 @@ def prepared(config: Config, data: Dataset) -> Iterator[Training]:
         run = RunDirectory(here.directory)
         run.open(here)
         yield Training(here, run, Watcher(), data)
+
+
+def from_host(training: Training, config: Config, data: Dataset) -> Callable[[], None]:
+    """An iteration as ever, but for a data set that lies in host memory."""
+    step, own = training.step, training.step.batches
+    batches = Batches(data, config.data.mean, config.recipe, config.seed, step.device, "host")
+
+    def iterate() -> None:
+        step.batches = batches
+        training.iterate()
+        step.batches = own
+
+    return iterate
+
+
+def conventional(config: Config, data: Dataset, device: torch.device) -> Callable[[], None]:
+    """An iteration of the conventional pipeline, with a net of its own."""
+    network = networks.build(config.model, config.depth, data.classes, data.channels)
+    networks.initialise(network, config.seed)
+    images, labels = data.train_images, data.train_labels
+    return Conventional(network, images, labels, config.recipe.batch_size, device).iterate
 
 
 def random_pixels(size: int) -> Dataset:
@@ -344,7 +370,7 @@ def work(config: Config, data: Dataset) -> tuple[int, int]:
 def table(speeds: list[Speed]) -> str:
     """What was measured, as text."""
     parts = [part for part in PARTS if any(part in speed.parts for speed in speeds)]
-    ours = ("run", "pixels", "images/s", "conventional", "times")
+    ours = ("run", "pixels", "images/s", "from host", "conventional", "times")
     headers = [*ours, "of matrix rate", "of bandwidth", *parts]
     rows = []
     for speed in speeds:
@@ -355,6 +381,7 @@ def table(speeds: list[Speed]) -> str:
                 speed.name,
                 f"{speed.image_size}x{speed.image_size}",
                 f"{speed.images_per_second:,.0f}",
+                f"{speed.batch_size / speed.host_seconds:,.0f}",
                 f"{speed.batch_size / conventional:,.0f}" if conventional else "",
                 f"{ratio:.2f}" if ratio else "",
                 f"{speed.share_of_matrix_rate:.1%}",
