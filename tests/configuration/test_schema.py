@@ -279,6 +279,7 @@ WHEREABOUTS: dict[str, Any] = {
     "cuda_graph": True,
     "activation_checkpointing": True,
     "checkpoint_seconds": 0,
+    "logger": "tensorboard",
     "outputs": "elsewhere",
     "experiment": "other",
     "tag": "word",

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -127,6 +128,7 @@ class Config:
     cuda_graph: bool = False
     activation_checkpointing: bool = False
     checkpoint_seconds: float = 60.0
+    logger: str | None = None
     outputs: str = "outputs"
     experiment: str = "default"
     tag: str | None = None
@@ -149,7 +151,7 @@ class Config:
         config = asdict(self)
         for group in ("model", "data"):
             config[group] = {k: v for k, v in config[group].items() if v is not None}
-        for key in ("optimizer", "constructed", "extensions"):
+        for key in ("optimizer", "logger", "constructed", "extensions"):
             if config[key] is None:
                 del config[key]
         return config
@@ -166,6 +168,7 @@ WHEREABOUTS = frozenset(
         "device",
         "threads",
         "checkpoint_seconds",
+        "logger",
         "cuda_graph",
         "activation_checkpointing",
         "recipe.name",
@@ -210,6 +213,10 @@ def from_mapping(composed: DictConfig | Mapping[str, Any], is_used: bool = True)
         config.extensions = extension.used_by(config.model.name, config.data.name) or None
     for complaint in complaints(config):
         raise ConfigError(complaint)
+    if is_used and config.logger and find_spec("tensorboard") is None:
+        raise ConfigError(
+            "logger=tensorboard: TensorBoard is not installed; pip install 'resrepro[tensorboard]'"
+        )
     if is_used and config.optimizer:
         from resrepro.configuration import optimizers  # imports PyTorch
 
@@ -311,6 +318,8 @@ def complaints(config: Config) -> Iterator[str]:
         yield from at_most("threads", config.threads, MOST_THREADS)
     if not config.checkpoint_seconds >= 0:
         yield f"checkpoint_seconds={config.checkpoint_seconds}: must be 0 or more"
+    if config.logger not in (None, "tensorboard"):
+        yield f"logger={config.logger}: must be null or tensorboard"
     for key, word in (("experiment", config.experiment), ("tag", config.tag)):
         if word is not None and not WORD.fullmatch(word):
             yield (

@@ -34,6 +34,7 @@ def constructed_from(source: RunDirectory, depth: int, iterations: int = 0) -> C
         ),
         outputs=str(folder.parent),
         experiment=folder.name,
+        logger=None,
         tag=_tag(config, iterations),
     )
     made = from_mapping(made.to_dict(), is_used=False)  # depth and iterations may be any word

@@ -85,6 +85,11 @@ class Record:
         self.devices = [devices.describe(step.device)]  # the kinds that the run was on, in order
         self.data_digest, self.classes = data.digest, data.classes
         self.parameters = networks.parameter_count(step.network)
+        self.events = None
+        if config.logger:
+            from resrepro.runs.tensorboard import Events  # an extra
+
+            self.events = Events(run.path / "tensorboard")
 
     def images_per_second(self) -> float | None:
         """Training speed without evaluations; None before the first iteration."""
@@ -92,9 +97,13 @@ class Record:
         return images / self.stopwatch.training_seconds() if images else None
 
     def write(self, status: str, reason: str | None = None, **more: Any) -> dict[str, Any]:
-        """Writes metrics.csv and summary.json; returns what the latter says."""
+        """Writes metrics.csv, the logger's curves and summary.json; returns what that says."""
         summary = self.summary(status, reason) | more
         self.run.write_results(summary, self.state.rows)
+        if self.events:
+            self.events.write(self.state.rows)
+            if status != "running":
+                self.events.close()
         return summary
 
     def summary(self, status: str, reason: str | None) -> dict[str, Any]:
