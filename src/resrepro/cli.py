@@ -17,6 +17,9 @@ except KeyboardInterrupt:  # before `main` can look after it
     sys.exit(130)
 
 
+DRY_RUN = "--dry-run"
+
+
 @dataclass(frozen=True)
 class Command:
     """A word of the command line: what it does, in a line, and the function that does it."""
@@ -70,15 +73,24 @@ def construct(words: list[str]) -> int:
 def reproduce(words: list[str]) -> int:
     """Runs a study, then makes its figures and table."""
     from resrepro.configuration import composition
-    from resrepro.studies.launchers import launcher
     from resrepro.studies.plan import OWN_KEYS, plan_study
-    from resrepro.studies.study import run_study
 
+    is_dry, words = DRY_RUN in words, [word for word in words if word != DRY_RUN]
     own, of_runs = composition.split_words(words, OWN_KEYS)
     composed = composition.compose_one("reproduce", own)
     if composed is None:
         return 0
     plan = plan_study(composed, of_runs, composition.parse(own).config_dir)
+    if is_dry:
+        from resrepro.studies.estimate import forecast
+
+        for line in forecast(plan):
+            print(line)
+        return 0
+
+    from resrepro.studies.launchers import launcher
+    from resrepro.studies.study import run_study
+
     incomplete, elsewhere = run_study(plan, launcher(own, plan))
     if elsewhere:
         print(

@@ -1,11 +1,13 @@
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from resrepro.studies.study import run_study
 
 Run = Callable[..., Any]
 NAMES = [f"{model}-{depth}-s0" for model in ("plain", "residual") for depth in (8, 14)]
-WORDS = ("reproduce", "study=smoke", "device=cpu", "recipe.iterations=6")
+WORDS = ("reproduce", "study=smoke", "device=cpu", "threads=1", "recipe.iterations=6")
 
 
 def test_words_about_the_study_are_told_from_those_of_its_runs() -> None:
@@ -255,6 +257,67 @@ def test_a_study_trains_only_what_is_missing(smoke: tuple[Path, Any], resrepro_i
     (plain_8,) = [row for row in errors if row[0] == "plain-8"]
     assert plain_8[2] == "2"
     assert all(re.fullmatch(r"[\d.]+ ± [\d.]+", cell) for cell in plain_8[3:6])
+
+
+def equal_but_for_seconds(one: Path, other: Path) -> bool:
+    """Whether two experiments have the same rows and the same table."""
+    rows = [
+        [line.rpartition(",")[0] for line in (folder / name / "metrics.csv").read_text().split()]
+        for folder in (one, other)
+        for name in NAMES
+    ]
+    tables = [(folder / "tables/table6.csv").read_bytes() for folder in (one, other)]
+    return rows[: len(NAMES)] == rows[len(NAMES) :] and tables[0] == tables[1]
+
+
+def begun(experiment: Path) -> list[int]:
+    """How often each run was begun."""
+    return [(experiment / name / "train.log").read_text().count("begins") for name in NAMES]
+
+
+def test_two_processes_share_a_study(smoke: tuple[Path, Any], start: Run, tmp_path: Path) -> None:
+    both = [start(*WORDS), start(*WORDS)]
+    outs = [process.communicate(timeout=240) for process in both]
+    assert [(process.returncode, err) for process, (_, err) in zip(both, outs, strict=True)] == [
+        (0, ""),
+        (0, ""),
+    ]
+    experiment, alone = tmp_path / "outputs/smoke", smoke[0] / "outputs/smoke"
+    assert begun(experiment) == [1] * 4
+    assert equal_but_for_seconds(experiment, alone)
+    for file in ("figures/figure6.svg", "figures/error-vs-depth.svg"):
+        assert (experiment / file).read_bytes() == (alone / file).read_bytes()
+    for out, _ in outs:
+        assert [row[1] for row in tables(out)[0]] == ["complete"] * 4
+
+
+@pytest.mark.skipif(
+    not find_spec("hydra_plugins.hydra_joblib_launcher"), reason="needs the joblib extra"
+)
+def test_joblib_makes_the_same_with_two_runs_a_job(
+    smoke: tuple[Path, Any], resrepro: Run, tmp_path: Path
+) -> None:
+    done = resrepro(*WORDS, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "jobs=2")
+    assert (done.status, done.stderr) == (0, "")
+    assert "study smoke: 4 runs, 0 of them done, 2 jobs through joblib" in done.stdout
+    assert begun(tmp_path / "outputs/smoke") == [1] * 4
+    assert equal_but_for_seconds(tmp_path / "outputs/smoke", smoke[0] / "outputs/smoke")
+
+
+def test_what_another_process_holds_is_left_to_it(
+    smoke: tuple[Path, Any], resrepro_in: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(smoke[0] / "outputs/smoke", tmp_path / "outputs/smoke")
+    run = RunDirectory(tmp_path / "outputs/smoke/plain-14-s0")
+    for file in run.path.iterdir():
+        if file.name != "config.yaml":
+            file.unlink()
+    with run.locked():
+        done = resrepro_in(tmp_path, *WORDS, "wait=false")
+    assert (done.status, done.stderr) == (0, "")
+    assert "1 of 4 runs go on without this command" in done.stdout
+    assert not (run.path / "metrics.csv").exists()
+    assert "at a time" not in done.stdout
 
 
 def holder(run: Path) -> int:

@@ -156,6 +156,8 @@ def bench(runs: list[Config], settings: Settings, folder: Path) -> list[Speed]:
         "settings": asdict(settings),
         "device": devices.describe(devices.select(runs[0].device)),
         "threads": torch.get_num_threads(),
+        "precision": runs[0].precision,
+        "compile": runs[0].compile,
         **provenance(),
         "speeds": [in_full(speed) for speed in measured],
     }

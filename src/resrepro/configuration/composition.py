@@ -140,7 +140,8 @@ def launch(
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=task, config=config
         )
-        launcher.launch([[]] * jobs, initial_job_idx=0)
+        # A job composes the command anew, and makes the folder that this names.
+        launcher.launch([["hydra.sweep.dir=."]] * jobs, initial_job_idx=0)
 
 
 def compose_one(command: str, words: list[str]) -> DictConfig | None:

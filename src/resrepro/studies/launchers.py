@@ -14,6 +14,7 @@ from resrepro import extension, interruption
 from resrepro.configuration import composition
 from resrepro.configuration.schema import Config
 from resrepro.errors import ConfigError, ResreproError, one_line
+from resrepro.runs.run_directory import RunDirectory
 from resrepro.runs.status import several
 from resrepro.studies import processes, slurm
 from resrepro.studies.display import counted
@@ -96,7 +97,9 @@ def launcher(words: list[str], plan: Plan) -> Train | None:
             except Exception as error:  # whatever an engine raises when it loses a job
                 failures = [f"hydra/launcher={name}: {one_line(error)}"]
                 print(failures[0], file=sys.stderr, flush=True)
-        return Begun({run.name for run in waiting}, failures)
+        # A job leaves a run to whoever has begun it since.
+        held = {run.name for run in waiting if RunDirectory(run.directory).is_held()}
+        return Begun({run.name for run in waiting} - (held if plan.wait else set()), failures)
 
     return train
 
