@@ -364,9 +364,9 @@ def unequal(run: Path, unbroken: dict[str, Any]) -> list[str]:
 def standing_of(run: Path) -> str:
     """The state in which `resrepro status` sees a run."""
     from resrepro.runs.run_directory import RunDirectory
-    from resrepro.runs.status import standing
+    from resrepro.runs.status import run_status
 
-    return standing(RunDirectory(run)).state
+    return run_status(RunDirectory(run)).state
 
 
 def one_line_only(text: str) -> bool:

@@ -26,7 +26,7 @@ from resrepro.errors import Interrupted, ResreproError
 from resrepro.paper.curves import collect
 from resrepro.progress import Watcher
 from resrepro.runs.run_directory import RunDirectory
-from resrepro.runs.status import standing, status_report
+from resrepro.runs.status import run_status, status_report
 from resrepro.training.trainer import train
 
 NAME = "residual-8-s0"
@@ -95,7 +95,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
 
     def pristine(path: Path) -> Pristine:
         run = RunDirectory(path)
-        return Pristine(path, run.metrics(), standing(run).cells)
+        return Pristine(path, run.metrics(), run_status(run).cells)
 
     complete = pristine(make("complete"))
     interrupted = pristine(make("interrupted", looks=98))
@@ -234,7 +234,7 @@ def attempt(
     else:
         differing = unequal(config.directory, material.unbroken)
         assert not differing, f"train ends with other numbers: {differing}"
-        assert standing(RunDirectory(config.directory)).state == "complete"
+        assert run_status(RunDirectory(config.directory)).state == "complete"
     shutil.rmtree(place)
     return "refused" if refusal else "recovered"
 
@@ -252,7 +252,7 @@ def train_or_refuse(config: Config) -> str | None:
 
 def look_at(run: Pristine, config: Config) -> None:
     """Asserts that status and figures show the run's own numbers, or that it is damaged."""
-    seen = standing(RunDirectory(config.directory))
+    seen = run_status(RunDirectory(config.directory))
     if seen.state != "damaged":
         assert seen.cells[:1] + seen.cells[2:5] == run.cells[:1] + run.cells[2:5], "status lies"
         assert seen.state in (run.cells[1], "failed"), "status lies"
@@ -298,7 +298,7 @@ def test_missing_files(material: Material, tmp_path: Path, file: str) -> None:
 
 def look_at_missing(run: Pristine, config: Config) -> None:
     assert NAME in status_report(config.outputs, config.experiment)
-    assert standing(RunDirectory(config.directory)).state in ("damaged", "waiting", run.cells[1])
+    assert run_status(RunDirectory(config.directory)).state in ("damaged", "waiting", run.cells[1])
 
 
 @pytest.mark.parametrize("file", FILES)

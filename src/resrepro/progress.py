@@ -80,10 +80,10 @@ def fitting(parts: list[str], room: int) -> str:
 def console(name: str, iterations: int) -> Iterator[Watcher]:
     """Shows a single run: as a bar, or as a line each tenth of it."""
     if not sys.stderr.isatty():
-        told = tenths(name)
+        line_of = tenths(name)
 
         def log(now: Progress) -> None:
-            if line := told(now):
+            if line := line_of(now):
                 print(line, flush=True)
 
         yield Watcher(log, lambda line: print(line, flush=True))
@@ -107,15 +107,15 @@ def console(name: str, iterations: int) -> Iterator[Watcher]:
 
 
 def tenths(name: str) -> Callable[[Progress], str | None]:
-    """What a log is told of a run: a line each tenth of it, and none where nothing is known."""
-    told = -1
+    """A log's lines of a run: one each tenth of it, and none where nothing is known."""
+    last = -1
 
     def line(now: Progress) -> str | None:
-        nonlocal told
+        nonlocal last
         tenth = int(LINES_A_RUN * now.share)
-        if tenth == told or not now.parts():
+        if tenth == last or not now.parts():
             return None
-        told = tenth
+        last = tenth
         return f"{name}: iteration {now.iteration:,} of {now.iterations:,}: {now}"
 
     return line
@@ -128,15 +128,15 @@ def forecast(name: str, iterations: int) -> Callable[[int, float], str | None]:
         A function of the iteration and the time, which is to be called now and then.
     """
     began: tuple[int, float] | None = None  # the first call's: what comes before is slower
-    told = False
+    is_given = False
 
     def line(iteration: int, now: float) -> str | None:
-        nonlocal began, told
+        nonlocal began, is_given
         began = began or (iteration, now)
         done, seconds = iteration - began[0], now - began[1]
-        if told or not done or seconds < PACE_SECONDS:
+        if is_given or not done or seconds < PACE_SECONDS:
             return None
-        told = True
+        is_given = True
         left = (iterations - iteration) * seconds / done
         if left < LONG_SECONDS:
             return None

@@ -273,7 +273,7 @@ CHANGES_NUMBERS: dict[str, Any] = {
     "constructed.depth": 14,
     "constructed.weights": "f" * 64,
 }
-WHEREABOUTS: dict[str, Any] = {
+NOT_IDENTIFYING: dict[str, Any] = {
     "device": "cpu",
     "threads": 2,
     "cuda_graph": True,
@@ -323,9 +323,9 @@ def keys_of(schema: Any, prefix: str = "") -> Iterator[str]:
 
 
 def test_every_key_is_known_to_matter_or_not() -> None:
-    known = CHANGES_NUMBERS.keys() | WHEREABOUTS.keys()
+    known = CHANGES_NUMBERS.keys() | NOT_IDENTIFYING.keys()
     assert set(keys_of(Config)) - {"extensions"} == known  # for those see test_extension.py
-    assert not CHANGES_NUMBERS.keys() & WHEREABOUTS.keys()
+    assert not CHANGES_NUMBERS.keys() & NOT_IDENTIFYING.keys()
 
 
 @pytest.mark.parametrize(("key", "value"), CHANGES_NUMBERS.items())
@@ -338,8 +338,8 @@ def test_what_changes_numbers_changes_the_identity(key: str, value: Any) -> None
     assert differences(other, base)[key] == (value, differences(base, other)[key][0])
 
 
-@pytest.mark.parametrize(("key", "value"), WHEREABOUTS.items())
-def test_whereabouts_do_not_change_the_identity(key: str, value: Any) -> None:
+@pytest.mark.parametrize(("key", "value"), NOT_IDENTIFYING.items())
+def test_what_only_says_where_a_run_happens_does_not(key: str, value: Any) -> None:
     other, base = with_and_without(key, value)
     assert other != base
     assert config_hash(other) == config_hash(base)

@@ -33,7 +33,7 @@ from resrepro.runs.run_directory import (
     find_runs,
     natural,
 )
-from resrepro.runs.status import standing
+from resrepro.runs.status import run_status
 
 ROWS = [
     Row(5, 0.4, 0.02, 2.3025850929940455, 89.84375, 2.25, 100 / 3, 0.125),
@@ -459,7 +459,7 @@ def test_a_file_system_without_locks_is_named(
 
 def run_state(run: RunDirectory, status: str) -> str:
     run.write_summary({**(run.summary() or {}), "status": status}, run.metrics())
-    return standing(run).state
+    return run_status(run).state
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])

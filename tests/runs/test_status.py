@@ -16,14 +16,14 @@ from resrepro.errors import ResreproError
 from resrepro.progress import Watcher
 from resrepro.runs import status
 from resrepro.runs.run_directory import Row, RunDirectory
-from resrepro.runs.status import HEADERS, run_table, several, standing, status_report
+from resrepro.runs.status import HEADERS, run_status, run_table, several, status_report
 from resrepro.training import trainer
 
 Make = Callable[..., RunDirectory]
 
 
 def cells(run: RunDirectory) -> dict[str, str]:
-    return dict(zip(HEADERS, standing(run).cells, strict=True))
+    return dict(zip(HEADERS, run_status(run).cells, strict=True))
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def config(quick: Callable[..., Config]) -> Config:
 
 def test_a_complete_run(config: Config, made_up_run: Make, rows: Any) -> None:
     run = made_up_run(config, rows(train=1.234, test=5.678, last=1000))
-    assert standing(run).state == "complete"
+    assert run_status(run).state == "complete"
     assert cells(run) == {
         "run": "residual-8-s0",
         "state": "complete",
@@ -76,7 +76,7 @@ def test_a_running_run_is_one_whose_process_lives(
     with RunDirectory(run.path).locked():
         assert cells(run)["state"] == "running"
         assert cells(run)["note"] == ""
-    assert standing(run).state == "killed"
+    assert run_status(run).state == "killed"
     assert "the same command goes on" in cells(run)["note"]
 
 
@@ -95,9 +95,9 @@ def test_a_run_that_has_not_begun_waits(config: Config) -> None:
 def test_a_run_that_has_only_a_configuration_waits(config: Config) -> None:
     run = RunDirectory(config.directory)
     run.open(config)
-    assert standing(run).state == "waiting"
+    assert run_status(run).state == "waiting"
     with RunDirectory(run.path).locked():
-        assert standing(run).state == "running"
+        assert run_status(run).state == "running"
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "summary.json"])
@@ -151,8 +151,8 @@ def test_a_run_that_goes_on_is_shown_with_its_host(
         assert cells(runs[0])["host"] == "a-host"
         (runs[1].path / ".holder").write_text("process 8 on another-host")
         assert (cells(runs[1])["state"], cells(runs[1])["host"]) == ("killed", "")
-        assert "a-host" in run_table(map(standing, [*runs, other]), 0)
-    assert "host" not in run_table([standing(other)], 0)
+        assert "a-host" in run_table(map(run_status, [*runs, other]), 0)
+    assert "host" not in run_table([run_status(other)], 0)
 
 
 def test_watching_shows_what_goes_on_first_and_fits_the_screen(
@@ -223,20 +223,20 @@ def test_the_last_row_is_the_one_shown(config: Config, made_up_run: Make, rows: 
 
 
 @pytest.fixture
-def standings(quick: Callable[..., Config], made_up_run: Make, rows: Any) -> list[Any]:
+def statuses(quick: Callable[..., Config], made_up_run: Make, rows: Any) -> list[Any]:
     """Of runs of every sort, with long names."""
     made = [
         made_up_run(quick("depth=1202", "tag=lr0.05", f"seed={seed}"), rows(), state)
         for seed, state in enumerate(["complete", "interrupted", "failed"])
     ]
-    return [standing(run) for run in made]
+    return [run_status(run) for run in made]
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
-def test_a_table_fits_the_terminal(columns: int, standings: list[Any]) -> None:
-    text = run_table(standings, columns)
+def test_a_table_fits_the_terminal(columns: int, statuses: list[Any]) -> None:
+    text = run_table(statuses, columns)
     assert max(map(len, text.splitlines())) <= columns
-    for one in standings:
+    for one in statuses:
         assert one.cells[0] in text
         assert one.state in text
     has_all = all(header in text.splitlines()[0] for header in HEADERS[:-2])
@@ -245,21 +245,21 @@ def test_a_table_fits_the_terminal(columns: int, standings: list[Any]) -> None:
 
 
 def test_where_there_is_no_terminal_a_table_has_all_columns(
-    standings: list[Any], monkeypatch: pytest.MonkeyPatch
+    statuses: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
-    assert "too few" not in run_table(standings)
+    assert "too few" not in run_table(statuses)
     monkeypatch.setenv("COLUMNS", "80")
-    assert "(80 columns are too few to show images/s" in run_table(standings)
+    assert "(80 columns are too few to show images/s" in run_table(statuses)
 
 
-def test_a_name_longer_than_the_terminal_goes_on_below(standings: list[Any]) -> None:
-    head, _, _ = run_table(standings, 50).partition("\n\n")
+def test_a_name_longer_than_the_terminal_goes_on_below(statuses: list[Any]) -> None:
+    head, _, _ = run_table(statuses, 50).partition("\n\n")
     _, dashes, *rows = head.splitlines()
     assert max(map(len, rows)) <= 50
     column = dashes.index(" ")
     names = "".join(row[:column].strip() for row in rows)
-    assert names == "".join(one.cells[0] for one in standings)
+    assert names == "".join(one.cells[0] for one in statuses)
 
 
 def test_a_reason_is_told_once_with_the_runs_it_is_about(
@@ -270,7 +270,7 @@ def test_a_reason_is_told_once_with_the_runs_it_is_about(
         made_up_run(quick(f"seed={seed}"), [], "failed", reason=reason if seed else "another")
         for seed in range(25)
     ]
-    text = run_table([standing(run) for run in made], 80)
+    text = run_table([run_status(run) for run in made], 80)
     assert " ".join(text.split()).count("there is no such folder") == 2  # of one reason
     notes = " ".join(text.split("\n\n")[-1].split())
     assert notes.startswith("residual-8-s0: another residual-8-s1, residual-8-s2, ")
@@ -292,10 +292,10 @@ def test_runs_of_several_experiments_are_told_apart(
         made_up_run(replace(quick(), outputs=f"{tmp_path}/{o}", experiment=e), rows())
         for o, e in places
     ]
-    standings = [standing(run) for run in made]
-    names = [line.split()[0] for line in run_table(standings, 0).splitlines()[2:]]
+    statuses = [run_status(run) for run in made]
+    names = [line.split()[0] for line in run_table(statuses, 0).splitlines()[2:]]
     assert names == [f"{o}/{e}/residual-8-s0" for o, e in places]
-    names = [line.split()[0] for line in run_table(standings[:2], 0).splitlines()[2:]]
+    names = [line.split()[0] for line in run_table(statuses[:2], 0).splitlines()[2:]]
     assert names == ["one/residual-8-s0", "two/residual-8-s0"]
 
 

@@ -316,8 +316,8 @@ def study(check: Check) -> None:
                 cut_off = True
                 process.send_signal(signal.SIGINT)
                 status = process.wait(60)
-            told = {"status": status, "command": " ".join(words[2:])}
-            keep({"complete": status == 0, "passed": status == 0 or cut_off, **told})
+            outcome = {"status": status, "command": " ".join(words[2:])}
+            keep({"complete": status == 0, "passed": status == 0 or cut_off, **outcome})
 
 
 def memory(check: Check) -> None:

@@ -183,7 +183,7 @@ def in_full(speed: Speed) -> dict[str, Any]:
 
 
 def measure(
-    config: Config, size: int, settings: Settings, tell: Callable[[], Any] = lambda: None
+    config: Config, size: int, settings: Settings, after_repeat: Callable[[], Any] = lambda: None
 ) -> Speed:
     """Times one configuration, the conventional pipeline and the machine's limits in turns."""
     data = random_pixels(size)
@@ -206,7 +206,7 @@ def measure(
                 times[name].append(clock.time(limit, 3))
             for part, seconds in parts_of(training, clock, max(1, counts["loop"] // 2)).items():
                 parts[part].append(seconds)
-            tell()
+            after_repeat()
         median = {name: statistics.median(values) for name, values in times.items()}
         operations_needed, activation_bytes = work(config, data)
         return Speed(

@@ -160,7 +160,7 @@ class Config:
 # Keys that say where a run happens, how its kernels are launched and its memory is used, how it
 # is watched or what it is called. All others can change its numbers, and identify it. The data's
 # content is identified by its digest.
-WHEREABOUTS = frozenset(
+NOT_IDENTIFYING = frozenset(
     {
         "outputs",
         "experiment",
@@ -463,7 +463,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def identity(config: Config) -> dict[str, Any]:
     """Every key that can change the run's numbers, flattened."""
-    return {k: v for k, v in flatten(config.to_dict()).items() if k not in WHEREABOUTS}
+    return {k: v for k, v in flatten(config.to_dict()).items() if k not in NOT_IDENTIFYING}
 
 
 def config_hash(config: Config) -> str:

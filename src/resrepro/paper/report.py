@@ -15,7 +15,7 @@ from markupsafe import Markup
 from resrepro import __version__
 from resrepro.configuration import composition
 from resrepro.configuration.schema import (
-    WHEREABOUTS,
+    NOT_IDENTIFYING,
     Config,
     Optimizer,
     Recipe,
@@ -282,7 +282,7 @@ def _overrides(
     said = list(words)
     for key, value in flatten(config.to_dict()).items():
         swept = key in ("depth", "seed")
-        if swept or key in WHEREABOUTS - {"data.root", "tag"} or default.get(key) == value:
+        if swept or key in NOT_IDENTIFYING - {"data.root", "tag"} or default.get(key) == value:
             continue
         if key == "data.root" and config.data.name != "image_folder":
             continue

@@ -27,8 +27,8 @@ WATCH_ORDER = ("running", "failed", "damaged", "diverged", "killed", "interrupte
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a run stands.
+class RunStatus:
+    """The state of a run, for the table of runs.
 
     Attributes:
         path: the run's directory.
@@ -41,8 +41,8 @@ class Standing:
     cells: tuple[str, ...]
 
 
-def standing(run: RunDirectory) -> Standing:
-    """Where a run stands; a damaged one is a state, not an error."""
+def run_status(run: RunDirectory) -> RunStatus:
+    """What the files say of a run; a damaged one is a state, not an error."""
     if not run.exists():
         return _without_results(run, "waiting", "0")
     try:
@@ -73,12 +73,12 @@ def standing(run: RunDirectory) -> Standing:
         run.host() if state == "running" else "",
         note,
     )
-    return Standing(run.path, state, cells)
+    return RunStatus(run.path, state, cells)
 
 
-def _without_results(run: RunDirectory, state: str, iteration: str, note: str = "") -> Standing:
+def _without_results(run: RunDirectory, state: str, iteration: str, note: str = "") -> RunStatus:
     host = run.host() if state == "running" else ""
-    return Standing(run.path, state, (run.name, state, iteration, "", "", "", "", host, note))
+    return RunStatus(run.path, state, (run.name, state, iteration, "", "", "", "", host, note))
 
 
 def percent(error: float | None) -> str:
@@ -86,18 +86,18 @@ def percent(error: float | None) -> str:
     return "" if error is None else f"{error:.2f}"
 
 
-def run_table(standings: Iterable[Standing], columns: int | None = None) -> str:
-    """The standings as a table, and below it why those that have come to grief have.
+def run_table(statuses: Iterable[RunStatus], columns: int | None = None) -> str:
+    """Runs as a table, and below it why those that failed have.
 
     Args:
-        standings: of which runs; those of several folders are told apart by their paths.
+        statuses: of which runs; those of several folders are told apart by their paths.
         columns: that it is to fit; None: the terminal's, or any number where there is none.
     """
-    standings = list(standings)
+    statuses = list(statuses)
     columns = shutil.get_terminal_size((0, 0)).columns if columns is None else columns
-    names = _names([standing.path for standing in standings])
+    names = _names([status.path for status in statuses])
     table = {"run": names} | {
-        header: [standing.cells[i] for standing in standings]
+        header: [status.cells[i] for status in statuses]
         for i, header in enumerate(HEADERS[1:-1], 1)
     }
     if not any(table["host"]):  # nothing goes on
@@ -110,7 +110,7 @@ def run_table(standings: Iterable[Standing], columns: int | None = None) -> str:
     parts = [_drawn(table, columns)]
     if left_out:
         parts.append(f"({columns} columns are too few to show {', '.join(left_out)})")
-    if notes := _notes(names, [standing.cells[-1] for standing in standings], columns):
+    if notes := _notes(names, [status.cells[-1] for status in statuses], columns):
         parts.append(notes)
     return "\n\n".join(parts)
 
@@ -184,18 +184,18 @@ def status_report(outputs: str, experiment: str | None, is_watched: bool = False
         )
     parts = []
     for name in experiments:
-        standings = [standing(run) for run in find_runs(outputs, name)]
+        statuses = [run_status(run) for run in find_runs(outputs, name)]
         title = str(Path(outputs) / name)
         if is_watched:
-            counts = Counter(standing.state for standing in standings)
+            counts = Counter(status.state for status in statuses)
             title += ": " + ", ".join(f"{count} {state}" for state, count in counts.most_common())
-            standings.sort(key=_watched_place)
-        parts.append(f"{title}\n\n{run_table(standings)}")
+            statuses.sort(key=_watched_place)
+        parts.append(f"{title}\n\n{run_table(statuses)}")
     return "\n\n".join(parts)
 
 
-def _watched_place(standing: Standing) -> int:
-    return (*WATCH_ORDER, standing.state).index(standing.state)
+def _watched_place(status: RunStatus) -> int:
+    return (*WATCH_ORDER, status.state).index(status.state)
 
 
 def watch(outputs: str, experiment: str | None) -> None:

@@ -26,8 +26,8 @@ class Display:
         self.done = {run.name: 0.0 if run in waiting else 1.0 for run in runs}
         self.running: dict[str, Progress] = {}
         self.failures: dict[str, list[str]] = {}
-        self.told = {run.name: tenths(run.name) for run in waiting}
-        self.widest = max(map(len, self.told))
+        self.log_lines = {run.name: tenths(run.name) for run in waiting}
+        self.widest = max(map(len, self.log_lines))
         begun = self._weight()
         self.bar = bar(sum(self.costs.values()), name, "", initial=begun, bar_format=self.TOTAL)
         self.lines: list[Any] = []
@@ -67,7 +67,7 @@ class Display:
     def progress(self, run: Config, now: Progress) -> None:
         """Takes in how far a run is."""
         if self.bar.disable:
-            if line := self.told[run.name](now):
+            if line := self.log_lines[run.name](now):
                 self.say(line)
             return
         if run.name not in self.running:

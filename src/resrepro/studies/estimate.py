@@ -17,7 +17,7 @@ from resrepro import extension
 from resrepro.configuration.schema import Config
 from resrepro.errors import ResreproError, one_line
 from resrepro.runs.run_directory import RunDirectory, find_experiments, find_runs
-from resrepro.runs.status import standing
+from resrepro.runs.status import run_status
 from resrepro.studies.display import counted
 from resrepro.studies.plan import Plan
 
@@ -51,8 +51,8 @@ def forecast(plan: Plan) -> Iterator[str]:
     Raises:
         ResreproError: bench.json cannot be read.
     """
-    standings = {run.name: standing(RunDirectory(run.directory)) for run in plan.runs}
-    states = {name: one.state for name, one in standings.items()}
+    statuses = {run.name: run_status(RunDirectory(run.directory)) for run in plan.runs}
+    states = {name: one.state for name, one in statuses.items()}
     missing = [run for run in plan.runs if states[run.name] not in ("complete", "diverged")]
     rest = {run.name: _iterations_left(run) for run in missing}
     measured = [*past_runs(plan.outputs), *bench(plan.outputs)] if missing else []

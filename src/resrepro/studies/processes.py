@@ -188,7 +188,7 @@ def _work(run: Config, sender: Connection, extensions: list[str]) -> None:
     """What the process of a run does; the run directory tells how it went."""
     from resrepro.training import trainer
 
-    def tell(news: Progress | Failed | Held | str) -> None:
+    def send(news: Progress | Failed | Held | str) -> None:
         try:
             sender.send(news)
         except BrokenPipeError:  # whoever asked for this run is gone
@@ -197,11 +197,11 @@ def _work(run: Config, sender: Connection, extensions: list[str]) -> None:
     try:
         with interruption.watched():
             extension.load_extensions(extensions)
-            trainer.train(run, Watcher(tell, tell))
+            trainer.train(run, Watcher(send, send))
     except Interrupted as stop:
         sys.exit(stop.status)
     except Locked:
-        tell(Held())
+        send(Held())
     except Exception as error:  # whatever it is, the other runs go on
-        tell(Failed(one_line(error)))
+        send(Failed(one_line(error)))
         sys.exit(1)

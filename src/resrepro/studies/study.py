@@ -8,7 +8,7 @@ from resrepro.configuration.schema import Config, Data
 from resrepro.data import load
 from resrepro.errors import ResreproError
 from resrepro.runs.run_directory import RunDirectory, plan_seeds
-from resrepro.runs.status import run_table, several, standing
+from resrepro.runs.status import run_status, run_table, several
 from resrepro.studies import processes
 from resrepro.studies.constructed import constructed_solutions
 from resrepro.studies.display import counted
@@ -42,11 +42,11 @@ def run_study(plan: Plan, train: Train | None = None) -> tuple[int, int]:
         made = constructed_solutions(runs)
         failures += _finish("constructed solutions", made, plan, train)
         runs = runs + made
-    standings = [standing(RunDirectory(run.directory)) for run in runs]
-    print(f"\n{run_table(standings)}\n", flush=True)
+    statuses = [run_status(RunDirectory(run.directory)) for run in runs]
+    print(f"\n{run_table(statuses)}\n", flush=True)
     if failures and not any(RunDirectory(run.directory).has_checkpoint() for run in runs):
         raise ResreproError(f"no run could be trained: {failures[0]}")
-    incomplete = sum(s.state != "complete" for s in standings)
+    incomplete = sum(s.state != "complete" for s in statuses)
     return incomplete, len(_elsewhere(runs, plan, train))
 
 
@@ -76,7 +76,7 @@ def _unfinished(runs: list[Config]) -> list[Config]:
     return [
         run
         for run in runs
-        if standing(RunDirectory(run.directory)).state not in ("complete", "diverged")
+        if run_status(RunDirectory(run.directory)).state not in ("complete", "diverged")
     ]
 
 

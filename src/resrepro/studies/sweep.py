@@ -14,7 +14,7 @@ from resrepro.errors import Interrupted, one_line
 from resrepro.interruption import watched
 from resrepro.progress import console
 from resrepro.runs.run_directory import RunDirectory
-from resrepro.runs.status import run_table, standing
+from resrepro.runs.status import run_status, run_table
 from resrepro.studies import slurm
 
 
@@ -48,7 +48,7 @@ def train_sweep(words: list[str]) -> int:
     args = composition.parse(words)
     runs = composition.expand("train", [args.overrides], args.config_dir)
     extensions, folder, stopped = extension.loaded(), Path.cwd(), 0
-    told: set[str] = set()
+    reported: set[str] = set()
 
     def job(composed: DictConfig) -> None:
         # In a launcher's process neither is so yet.
@@ -56,15 +56,15 @@ def train_sweep(words: list[str]) -> int:
         extension.load_extensions(extensions)
         place = f"run {HydraConfig.get().job.num + 1} of {len(runs)}"
         with slurm.queued_again():
-            train_job(from_mapping(composed), place, told)
+            train_job(from_mapping(composed), place, reported)
 
     try:
         composition.run_hydra("train", words, job)
     except (Interrupted, KeyboardInterrupt) as stop:
         stopped = stop.status if isinstance(stop, Interrupted) else 130
-    standings = [standing(RunDirectory(config.directory)) for config in runs]
-    print(f"\n{run_table(standings)}")
-    incomplete = sum(s.state != "complete" for s in standings)
+    statuses = [run_status(RunDirectory(config.directory)) for config in runs]
+    print(f"\n{run_table(statuses)}")
+    incomplete = sum(s.state != "complete" for s in statuses)
     if stopped:
         print("resrepro train: stopped; the same command goes on from here", file=sys.stderr)
     elif incomplete:
@@ -72,12 +72,12 @@ def train_sweep(words: list[str]) -> int:
     return stopped or int(incomplete > 0)
 
 
-def train_job(config: Config, place: str, told: set[str]) -> None:
+def train_job(config: Config, place: str, reported: set[str]) -> None:
     """One job of a sweep. Says why it failed, each reason once, and lets the others go on."""
     try:
         train_one(config, place)
     except Exception as error:  # whatever it is, the runs after this one go on
         reason = one_line(error)
-        if reason not in told:
-            told.add(reason)
+        if reason not in reported:
+            reported.add(reason)
             print(f"{config.name}: {reason}", file=sys.stderr, flush=True)
