@@ -114,6 +114,21 @@ def test_joblib_trains_the_same_runs_several_at_a_time(
         assert numbers(tmp_path / "outputs/digits" / name) == numbers(swept.runs / name)
 
 
+@pytest.mark.skipif(
+    not find_spec("hydra_plugins.hydra_submitit_launcher"), reason="needs the slurm extra"
+)
+def test_a_launcher_that_cannot_be_had_is_an_error_in_a_line(
+    resrepro_here: Run, quick_words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    done = resrepro_here("train", "-m", *quick_words, "seed=0,1", "hydra/launcher=slurm")
+    assert done.status == 1
+    why, last = done.stderr.splitlines()
+    assert why.startswith('resrepro train: the launcher: Could not detect "srun"')
+    assert last == "resrepro train: 2 of 2 runs are not complete"
+    assert states(done.stdout) == dict.fromkeys(["residual-8-s0", "residual-8-s1"], "waiting")
+
+
 def test_a_diverging_run_harms_no_other(
     resrepro: Run, quick_words: tuple[str, ...], tmp_path: Path
 ) -> None:

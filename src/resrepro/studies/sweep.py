@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from resrepro import extension
 from resrepro.configuration import composition
 from resrepro.configuration.schema import Config, from_mapping
-from resrepro.errors import Interrupted, one_line
+from resrepro.errors import Interrupted, ResreproError, one_line
 from resrepro.interruption import watched
 from resrepro.progress import console
 from resrepro.runs.run_directory import RunDirectory
@@ -62,6 +62,10 @@ def train_sweep(words: list[str]) -> int:
         composition.run_hydra("train", words, job)
     except (Interrupted, KeyboardInterrupt) as stop:
         stopped = stop.status if isinstance(stop, Interrupted) else 130
+    except ResreproError:
+        raise
+    except Exception as error:  # whatever an engine raises that cannot be had, or loses a job
+        print(f"resrepro train: the launcher: {one_line(error)}", file=sys.stderr, flush=True)
     statuses = [run_status(RunDirectory(config.directory)) for config in runs]
     print(f"\n{run_table(statuses)}")
     incomplete = sum(s.state != "complete" for s in statuses)
