@@ -98,9 +98,28 @@ def test_a_net_with_a_larger_spread_than_the_pooled_one_counts_with_it() -> None
     asked = question(wild, quiet[0], *quiet[1:])
     own = log_odds(*wild).var(ddof=1)
     assert own > 3 * asked.pool.variance
-    _, error, _ = difference(asked)
+    _, error, freedom = difference(asked)
+    assert (freedom, asked.pool.freedom) == (2, 4)  # the claim's nets' own, not all nets'
     expected = math.sqrt(own * (13 * 0.87) ** 2 / 2 + own * (9.005 * 0.90995) ** 2 / 2)
     assert error == pytest.approx(expected)
+
+
+def test_nets_with_few_wrong_images_lend_no_spread() -> None:
+    steady = [(8.0, 9.0, 10.0), (30.0, 33.0, 36.0)]
+    few, enough = (0.01, 0.03, 0.09), (0.03, 0.05, 0.09)  # 4 and 6 of 10,000 images
+    assert pool(map(sample_of, [*steady, few]), ASSUMED) == pool(map(sample_of, steady), ASSUMED)
+    assert pool(map(sample_of, [*steady, enough]), ASSUMED).freedom == 6
+    assert pool([sample_of(few)], ASSUMED).freedom == 2  # unless there are no others
+    # In a claim such a net is as uncertain as its count of wrong images, and no other net more.
+    asked = question(steady[0], few)
+    _, error, freedom = difference(asked)
+    spread, p = log_odds(*steady[0]).var(ddof=1), np.mean(few) / 100
+    expected = spread * (9 * 0.91) ** 2 + max(spread * (100 * p) ** 2, 0.005**2) + p * 1e4 / N
+    assert (error, freedom) == (pytest.approx(math.sqrt(expected / 3), rel=1e-3), 2)
+
+
+def sample_of(values: tuple[float, ...]) -> Sample:
+    return sample(*values)
 
 
 def test_responses_have_the_spread_of_their_logarithm() -> None:

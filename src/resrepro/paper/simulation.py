@@ -25,7 +25,7 @@ from resrepro.paper.verdicts import judge
 NETS = (("plain", 20), ("plain", 56), ("residual", 20), ("residual", 56))
 SEEDS = (1, 2, 3, 5, 10)
 KINDS = ("normal", "skewed", "tied")
-STUDIES = 4000
+STUDIES = 2000
 
 Four = tuple[float, float, float, float]
 

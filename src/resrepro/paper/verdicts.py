@@ -10,6 +10,7 @@ from scipy import special
 LEVEL = 0.05
 WORDS = ("supported", "contradicted", "no such effect", "indicated", "not decided")
 RESPONSE_FLOOR = 0.01  # of the deviation of one seed's logarithm of responses
+FEW = 5  # wrong images, below which each of them moves the log-odds
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Sample:
     def mean(self) -> float:
         """Over seeds."""
         return sum(self.values) / self.n
+
+    @property
+    def has_few_wrong(self) -> bool:
+        """Whether single images make its log-odds, which then say nothing of other nets."""
+        return self.images is not None and self.mean / 100 * self.images < FEW
 
     def spread(self) -> float:
         """The variance of one seed, of log-odds if the values are errors; needs two seeds."""
@@ -84,8 +90,12 @@ class Pool:
 
 
 def pool(samples: Iterable[Sample], assumed: float) -> Pool:
-    """Pools the spreads of nets, each with n - 1 degrees of freedom."""
+    """Pools the spreads of nets, each with n - 1 degrees of freedom.
+
+    Nets with few wrong images are left out, unless all are such.
+    """
     several = [sample for sample in samples if sample.n > 1]
+    several = [sample for sample in several if not sample.has_few_wrong] or several
     freedom = sum(sample.n - 1 for sample in several)
     total = sum((sample.n - 1) * sample.spread() for sample in several)
     return Pool(total / freedom if freedom else 0.0, freedom, assumed)
@@ -203,19 +213,30 @@ def difference(question: Question) -> tuple[float, float, float]:
     Where a net has one seed the spread of all is assumed, and the degrees are infinite.
     """
     assumed, variance, value = bool(question.single), 0.0, 0.0
-    samples = [term.sample for term in question.terms]
-    # Nets differ in their spread: that of the claim's own nets counts where it is larger.
-    spreads = [] if assumed else [sample.spread() for sample in samples]
-    spread = max([question.pool.variance, *spreads])
+    spread, freedom = question.pool.assumed**2, math.inf
+    if not assumed:
+        spread, freedom = _spread(question)
     for term in question.terms:
         sample = term.sample
         value += term.sign * sample.mean
-        if assumed:
-            deviation = math.hypot(sample.deviation(question.pool.assumed**2), sample.sampling())
-        else:
-            deviation = sample.deviation(spread)
+        deviation = sample.deviation(spread)
+        if assumed or sample.has_few_wrong:
+            deviation = math.hypot(deviation, sample.sampling())
         variance += deviation**2 / sample.n
-    return value, math.sqrt(variance), math.inf if assumed else question.pool.freedom
+    return value, math.sqrt(variance), freedom
+
+
+def _spread(question: Question) -> tuple[float, float]:
+    """The variance of one seed, pooled over all nets, and its degrees of freedom.
+
+    Nets differ in their spread: that of a net of the claim counts where it is larger, with the
+    degrees of the claim's nets alone.
+    """
+    samples = [term.sample for term in question.terms]
+    own = max((s.spread() for s in samples if not s.has_few_wrong), default=0.0)
+    if own <= question.pool.variance:
+        return question.pool.variance, question.pool.freedom
+    return own, min(sum(s.n - 1 for s in samples), question.pool.freedom)
 
 
 def p_value(value: float, error: float, freedom: float, margin: float) -> float:
@@ -269,7 +290,7 @@ def _verdict(q: Question, p: float | None, tests: int, planned: int | None) -> V
         value, error, freedom = difference(q)
         half = half_width(error, freedom)
         interval = (value - half, value + half)
-        word, reason = _word(q, p, tests)
+        word, reason = _word(q, (value, error, freedom), p, tests)
         if q.single and word != "not decided":
             word, leaning, reason = "indicated", word, f"{_LEANINGS[word]}: {reason}"
     if q.terms and q.unlearned:
@@ -295,9 +316,11 @@ def _verdict(q: Question, p: float | None, tests: int, planned: int | None) -> V
     )
 
 
-def _word(q: Question, p: float | None, tests: int) -> tuple[str, str]:
-    """The word and its reason for a number that was sampled."""
-    value, error, freedom = difference(q)
+def _word(
+    q: Question, number: tuple[float, float, float], p: float | None, tests: int
+) -> tuple[str, str]:
+    """The word and its reason for a number that was sampled, as `difference` gives it."""
+    value, error, freedom = number
     alone = p_value(value, error, freedom, q.margin)
     correction = tests if q.primary else 1
     beyond = p_value(value, error, freedom, q.opposite) * correction < LEVEL
