@@ -2,7 +2,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -10,10 +10,11 @@ import torch
 
 from resrepro import networks
 from resrepro.bench import speed as bench
-from resrepro.bench.conventional import Conventional, PilImages
+from resrepro.bench.conventional import Conventional, PilImages, default_arithmetic
 from resrepro.bench.speed import Settings, Speed
 from resrepro.configuration.schema import Config
 from resrepro.errors import ConfigError
+from resrepro.training.step import StepGraph
 
 SPEED = Speed(
     name="residual-20-s0",
@@ -128,6 +129,35 @@ def test_the_conventional_transforms() -> None:
     seen = {tuple(crops[0][0].flatten().tolist()) for _ in range(600)}
     assert len(seen) > 100  # of 162 crops and flips
     assert crops[0][0].shape == (3, 8, 8)
+
+
+def test_a_capture_is_over_before_anything_is_timed() -> None:
+    class Counting(bench.Clock):
+        counts: ClassVar[list[int]] = []
+
+        def time(self, _work: Callable[[], Any], count: int) -> float:
+            self.counts.append(count)
+            return 0.01
+
+    settings = Settings([32], 1, 1.0, conventional=False)
+    assert bench.iterations_for(lambda: None, settings, Counting(torch.device("cpu"))) == 100
+    assert Counting.counts[0] > StepGraph.EAGER  # of which the next one captures
+
+
+def test_the_conventional_pipeline_computes_as_pytorch_does_by_itself() -> None:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+
+    def flags() -> tuple[bool, ...]:
+        return cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, matmul.allow_tf32
+
+    before = flags()
+    try:
+        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = False, True, True
+        with default_arithmetic():
+            assert flags() == (True, False, False, False)
+        assert flags()[:3] == (False, True, True)
+    finally:
+        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, matmul.allow_tf32 = before
 
 
 @pytest.mark.alone

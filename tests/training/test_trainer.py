@@ -247,6 +247,13 @@ def test_a_peak_is_told_of_the_first_run_of_a_process_only(
     assert peaks[1] is None
 
 
+def test_a_gpus_peak_is_the_runs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    peak = {torch.device("cuda", 1): 5}
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", peak.pop)
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: peak.get(device, 0))
+    assert devices.PeakMemory(torch.device("cuda", 1)).bytes() == 0
+
+
 @pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tf32", True)])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_the_process_computes_as_the_configuration_says(
