@@ -308,6 +308,20 @@ def test_a_partial_run_is_drawn_as_far_as_it_has_come(
     assert at[0] == 2  # named where it ends
 
 
+def test_the_name_of_a_running_net_beyond_the_axis_stays_below_the_title(
+    write: Callable[..., RunDirectory], group: Callable[[], Group]
+) -> None:
+    here = ("data=cifar10", "experiment=digits")
+    write("plain", 8, 5.0, *here)
+    write("plain", 110, 60.0, *here, rows=2, status="interrupted")
+    drawing = figure6(group())
+    assert drawing is not None
+    figure = together(drawing, "caption")
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    assert labels(axis)["plain-110"].get_window_extent().y1 <= axis.bbox.y1
+
+
 def test_a_seed_that_has_only_begun_does_not_cut_its_nets_curve(
     write: Callable[..., RunDirectory], group: Callable[[], Group]
 ) -> None:

@@ -493,11 +493,13 @@ def _name_nets(axis: Axes, nets: list[Net], column: str, colour: dict[int, Any])
         beyond = f": {level:.0f}%, off the axis" if level > top else ""
         done = net.done
         if done < last:
+            is_high = level > 0.95 * top  # above it there is the title
             axis.annotate(
                 net.name,
                 (done, min(level, top)),
-                (3, 3),
+                (3, -3 if is_high else 3),
                 textcoords="offset points",
+                va="top" if is_high else "bottom",
                 fontsize=7,
                 color=INK,
             )
