@@ -140,10 +140,7 @@ def forecast(name: str, iterations: int) -> Callable[[int, float], str | None]:
         left = (iterations - iteration) * seconds / done
         if left < LONG_SECONDS:
             return None
-        return (
-            f"{name} will take about {duration(left)} at this speed; "
-            f"recipe.iterations=N, less than {iterations:,}, gives a shorter schedule"
-        )
+        return f"{name} takes about {duration(left)} at this speed; recipe.iterations=N shortens it"
 
     return line
 
