@@ -60,10 +60,10 @@ def test_a_graph_changes_no_bit(quick: Callable[..., Config]) -> None:
     assert_equal(on_gpu(quick, *words), on_gpu(quick, *words, "tag=graph", "cuda_graph=true"))
 
 
-def test_activation_checkpointing_changes_no_bit(quick: Callable[..., Config]) -> None:
+@pytest.mark.parametrize("less", ["activation_checkpointing=true", "data.resident=host"])
+def test_what_needs_less_memory_changes_no_bit(quick: Callable[..., Config], less: str) -> None:
     words = ["deterministic=true"]
-    other = on_gpu(quick, *words, "tag=less", "activation_checkpointing=true")
-    assert_equal(on_gpu(quick, *words), other)
+    assert_equal(on_gpu(quick, *words), on_gpu(quick, *words, "tag=less", less))
 
 
 def test_a_killed_run_resumes_to_the_bit(
