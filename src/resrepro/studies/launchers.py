@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from resrepro import extension, interruption
 from resrepro.configuration import composition
 from resrepro.configuration.schema import Config
-from resrepro.errors import ConfigError, ResreproError, one_line
+from resrepro.errors import ConfigError, Interrupted, ResreproError, one_line
 from resrepro.runs.run_directory import RunDirectory
 from resrepro.runs.status import several
 from resrepro.studies import processes, slurm
@@ -127,10 +127,14 @@ def _through_submitit(executor: str, settings: dict[str, Any], work: Work, wait:
         jobs = engine.map_array(work, range(len(work.groups)))
     except Exception as error:  # whatever submitit and sbatch say
         raise ResreproError(f"hydra/launcher={executor}: {one_line(error)}") from error
-    logs = Path(folder).parent
-    print(f"jobs {several([job.job_id for job in jobs])}; their logs lie in {logs}", flush=True)
+    ids = several([job.job_id for job in jobs])
+    print(f"jobs {ids}; their logs lie in {Path(folder).parent}", flush=True)
     if wait:
-        with interruption.watched():
-            while not all(job.done() for job in jobs):
-                interruption.check()
-                time.sleep(LOOK_SECONDS)
+        try:
+            with interruption.watched():
+                while not all(job.done() for job in jobs):
+                    interruption.check()
+                    time.sleep(LOOK_SECONDS)
+        except Interrupted:
+            print("the jobs go on without this command", flush=True)
+            raise
