@@ -500,6 +500,19 @@ def test_runs_that_differ_in_what_may_differ_have_commands_of_their_own(tmp_path
     assert as_given(tmp_path, given, tmp_path) == expected
 
 
+def test_an_extensions_runs_have_commands_that_name_it_where_it_is_not_given(
+    tmp_path: Path,
+) -> None:
+    """A page is made of results alone."""
+    extensions = {"gated.py": "0" * 64}
+    write(config(tmp_path, "gated", 20, recipe=DIGITS, data="digits", extensions=extensions))
+    (group,) = collect(str(tmp_path), EXPERIMENT)
+    assert commands(group)[0] == (
+        "resrepro train -m --extension gated.py model=gated data=digits recipe=digits depth=20 "
+        f"seed=0 experiment={EXPERIMENT}"
+    )
+
+
 @pytest.mark.parametrize("experiment", ["007", "a,b", "x=1", "true"])
 def test_an_experiment_by_any_name_keeps_it(tmp_path: Path, experiment: str) -> None:
     run = replace(config(tmp_path, "plain", 20), experiment=experiment)

@@ -251,7 +251,7 @@ def _sweeps(group: Group) -> list[str]:
     with composition.search_path(None) as loader:
         options = {
             group: loader.config_loader.get_group_options(group)
-            for group in ("recipe", "optimizer")
+            for group in ("model", "data", "recipe", "optimizer")
         }
         defaults = cache(lambda *words: composition.defaults(loader, "train", list(words)))
         for run in from_scratch:
@@ -275,18 +275,22 @@ def _overrides(
     config: Config, options: dict[str, list[str]], defaults: Callable[..., dict[str, Any]]
 ) -> list[str]:
     """What a configuration says that `resrepro train`'s own files do not."""
-    words = [f"model={config.model.name}", f"data={config.data.name}"]
+    said = [f"--extension {shlex.quote(name)}" for name in config.extensions or {}]
+    said += [f"model={config.model.name}", f"data={config.data.name}"]
+    there_are = []  # an extension's are not, where it was not given
+    for group in ("model", "data", "recipe"):
+        if (name := getattr(config, group).name) in options[group]:
+            there_are.append(_word(group, name))
     if config.recipe.name in options["recipe"]:
-        words.append(_word("recipe", config.recipe.name))
-    default = defaults(*words)
-    said = list(words)
+        said.append(_word("recipe", config.recipe.name))
+    default = defaults(*there_are)
     for key, value in flatten(config.to_dict()).items():
-        swept = key in ("depth", "seed")
-        if swept or key in NOT_IDENTIFYING - {"data.root", "tag"} or default.get(key) == value:
+        is_said = key in ("model.name", "data.name", "depth", "seed")
+        if is_said or key in NOT_IDENTIFYING - {"data.root", "tag"} or default.get(key) == value:
             continue
         if key == "data.root" and config.data.name != "image_folder":
             continue
-        if not key.startswith("optimizer."):
+        if not key.startswith(("optimizer.", "extensions.")):
             said.append(_word(key, "DIR" if key == "data.root" else value))
     if config.optimizer:
         said += _optimizer(config.optimizer, config.recipe, options["optimizer"], defaults)
