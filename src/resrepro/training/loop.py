@@ -2,7 +2,7 @@
 
 It can be left after any iteration and entered again there: what a batch is, how it is cropped
 and what the learning rate is are functions of the iteration, and all else that changes is the
-net, its momentum and `State`, which is what a checkpoint holds.
+net, its optimizer and `State`, which is what a checkpoint holds.
 """
 
 import math
