@@ -48,6 +48,17 @@ def test_the_commands_of_extending(resrepro_in: Run, folder: Path) -> None:
     assert "gated-56" in (folder / "outputs/digits/tables/table6.md").read_text()
 
 
+def test_the_commands_of_scale(resrepro_in: Run, tmp_path: Path) -> None:
+    """Through engines as far as their keys go: tests/cluster has the engines."""
+    shown = [words for words in commands("docs/scale.md") if words[0] == "resrepro"]
+    engines = [words for words in shown if any("launcher" in word for word in words)]
+    assert (len(shown), len(engines)) == (7, 2)
+    for words in shown:
+        short = [*words[1:], "--cfg", "job"] if words in engines else shortened(words)
+        done = resrepro_in(tmp_path, *short)
+        assert done.status == 0, f"{' '.join(words)}: {done.stderr}"
+
+
 @pytest.mark.parametrize("example", ["gated.py", "preactivation.py", "own_data.py"])
 def test_an_example_is_shown_by_its_first_line(example: str) -> None:
     """`test_the_commands_of_extending` runs two of these; the third differs in the file alone."""

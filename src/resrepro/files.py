@@ -14,6 +14,9 @@ from resrepro.errors import ResreproError
 # What a file system answers that has no such thing.
 NOT_SUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}
 
+# How a mount says that its locks are this host's alone (NFS, Lustre).
+LOCAL_LOCKS = {"nolock", "local_lock=flock", "local_lock=all", "localflock"}
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file so that a reader, or a crash, finds the old one or the new one whole.
@@ -76,6 +79,18 @@ def acquire(path: Path, timeout: float) -> FileLock:
             ) from error
         raise
     return lock
+
+
+def lock_option(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """The mount option by which other hosts do not see locks at `path`; mostly empty."""
+    try:
+        lines = [line.split(" ") for line in mounts.read_text().splitlines()]
+    except OSError:  # not Linux
+        return ""
+    there = path.resolve()
+    points = {point.replace("\\040", " "): options for _, point, _, options, *_ in lines}
+    point = max((point for point in points if there.is_relative_to(point)), key=len, default="")
+    return next((o for o in points.get(point, "").split(",") if o in LOCAL_LOCKS), "")
 
 
 @contextlib.contextmanager

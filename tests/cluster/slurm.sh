@@ -9,8 +9,14 @@ command=$1 folder=$(realpath "$2")
 export SLURM_CONF=$folder/slurm.conf
 
 stop() {
+    scancel --user=root --signal=KILL || true
     for daemon in slurmd slurmctld munged; do
-        if [[ -f $folder/$daemon.pid ]]; then kill "$(<"$folder/$daemon.pid")" || true; fi
+        pid=$(cat "$folder/$daemon.pid" 2>/dev/null) || continue
+        kill "$pid" || continue
+        for _ in {1..100}; do
+            kill -0 "$pid" 2>/dev/null || break
+            sleep 0.1
+        done
     done
 }
 

@@ -29,9 +29,8 @@ def queued_again() -> Iterator[None]:
     except Interrupted as stop:
         if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
             raise
-        job = os.environ["SLURM_JOB_ID"]
         asked = subprocess.run(
-            ["squeue", "--noheader", "--format=%T", f"--jobs={job}"],  # noqa: S607
+            ["squeue", "--noheader", "--format=%T", f"--jobs={_job()}"],  # noqa: S607
             capture_output=True,
             text=True,
             check=False,
@@ -39,3 +38,10 @@ def queued_again() -> Iterator[None]:
         if asked.stdout.strip() == "RUNNING":
             signal.raise_signal(WARNING)  # submitit's handler does the rest, and exits
         sys.exit(stop.status)
+
+
+def _job() -> str:
+    """This job's number; of an array the last task shares its number with all of the array."""
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]

@@ -13,6 +13,7 @@ import torch
 from resrepro.configuration.schema import Config
 from resrepro.data import load
 from resrepro.errors import Diverged, Interrupted, ResreproError, one_line
+from resrepro.files import lock_option
 from resrepro.progress import Watcher
 from resrepro.runs.run_directory import RunDirectory
 from resrepro.training import devices
@@ -36,6 +37,11 @@ def train(config: Config, watcher: Watcher) -> dict[str, Any]:
         devices.check(config)  # what cannot run here leaves no directory behind
     run.open(config)
     with run.locked(), _explained():
+        if option := lock_option(run.path):
+            watcher.line(
+                f"warning: {run.path} is mounted with {option}: other hosts do not see its lock; "
+                "start its experiment on one host at a time"
+            )
         data, summary = None, _intact_summary(run)
         if trained_on := run.data_digest():
             data = load(config.data)
