@@ -6,10 +6,12 @@ Each command is a function that imports what it needs, so that help answers at o
 import sys
 
 try:
+    import difflib
     import os
+    import signal
     from collections.abc import Callable
     from contextlib import suppress
-    from dataclasses import dataclass
+    from dataclasses import dataclass, replace
 
     from resrepro import __version__, extension, interruption
     from resrepro.errors import ConfigError, Interrupted, ResreproError, one_line
@@ -30,14 +32,13 @@ class Command:
 
 def train(words: list[str]) -> int:
     """Trains one run, or with -m a sweep of them through Hydra's launcher."""
-    from resrepro.configuration import composition
+    from resrepro.configuration.composition import compose, parse
 
-    if composition.parse(words).multirun:
+    if (args := parse(words)).multirun and not (args.help or args.cfg):
         from resrepro.studies.sweep import train_sweep
 
         return train_sweep(words)
-    composed = composition.compose_one("train", words)
-    if composed is not None:
+    for composed in compose("train", words):
         from resrepro.configuration.schema import from_mapping
         from resrepro.studies.sweep import train_one
 
@@ -47,172 +48,192 @@ def train(words: list[str]) -> int:
 
 def construct(words: list[str]) -> int:
     """Makes a deeper net from a trained one by identity layers."""
-    from resrepro.configuration import composition
+    from resrepro.configuration.composition import compose
+    from resrepro.configuration.schema import Construct, from_mapping, typed
 
-    composed = composition.compose_one("construct", words)
-    if composed is None:
-        return 0
-    for key, example in (("run", "outputs/digits/plain-20-s0"), ("depth", "56")):
-        if composed[key] is None:
-            raise ConfigError(f"{key} is not given, as in {key}={example}")
+    asked = [typed(Construct, composed) for composed in compose("construct", words)]
+    for one in asked:
+        for key, example in (("run", "outputs/digits/plain-20-s0"), ("depth", "56")):
+            if getattr(one, key) is None:
+                raise ConfigError(f"{key} is not given, as in {key}={example}")
 
-    from dataclasses import replace
     from pathlib import Path
 
-    from resrepro.configuration.schema import from_mapping
     from resrepro.runs.run_directory import RunDirectory
     from resrepro.studies.constructed import constructed_from
     from resrepro.studies.sweep import train_one
 
-    source = RunDirectory(Path(composed.run))
-    made = constructed_from(source, composed.depth, composed.recipe.iterations)
-    train_one(from_mapping(replace(made, device=composed.device).to_dict(), is_used=False))
+    for one in asked:
+        source = RunDirectory(Path(str(one.run)))
+        if not source.exists():
+            raise ConfigError(f"run={one.run}: there is no run; name one's directory")
+        made = constructed_from(source, int(one.depth or 0), one.recipe.iterations)
+        train_one(from_mapping(replace(made, device=one.device).to_dict(), is_used=False))
     return 0
 
 
 def reproduce(words: list[str]) -> int:
     """Runs a study, then makes its figures and table."""
-    from resrepro.configuration import composition
+    from resrepro.configuration.composition import compose, parse, split_words
     from resrepro.studies.plan import OWN_KEYS, plan_study
 
     is_dry, words = DRY_RUN in words, [word for word in words if word != DRY_RUN]
-    own, of_runs = composition.split_words(words, OWN_KEYS)
-    composed = composition.compose_one("reproduce", own)
-    if composed is None:
-        return 0
-    plan = plan_study(composed, of_runs, composition.parse(own).config_dir)
-    if is_dry:
-        from resrepro.studies.estimate import forecast
+    own, of_runs = split_words(words, OWN_KEYS)
+    config_dir = parse(own).config_dir
+    plans = [plan_study(one, of_runs, config_dir) for one in compose("reproduce", own)]
+    incomplete = 0
+    for plan in plans:
+        if is_dry:
+            from resrepro.studies.estimate import forecast
 
-        for line in forecast(plan):
+            for line in forecast(plan):
+                print(line)
+            continue
+
+        from resrepro.studies.launchers import launcher
+        from resrepro.studies.study import run_study
+
+        missing, elsewhere = run_study(plan, launcher(own, plan))
+        if elsewhere:
+            print(
+                f"{elsewhere} of {len(plan.runs)} runs go on without this command; given again, it "
+                "trains what is missing then, and makes the figures when all are complete"
+            )
+            continue
+        incomplete += missing
+
+        from resrepro.paper.artefacts import make_artefacts
+
+        for line in make_artefacts(plan.outputs, plan.experiment, plan.artefacts):
             print(line)
-        return 0
-
-    from resrepro.studies.launchers import launcher
-    from resrepro.studies.study import run_study
-
-    incomplete, elsewhere = run_study(plan, launcher(own, plan))
-    if elsewhere:
-        print(
-            f"{elsewhere} of {len(plan.runs)} runs go on without this command; given again, it "
-            "trains what is missing then, and makes the figures when all are complete"
-        )
-        return 0
-
-    from resrepro.paper.artefacts import make_artefacts
-
-    for line in make_artefacts(plan.outputs, plan.experiment, plan.artefacts):
-        print(line)
     if incomplete:
-        raise ResreproError(f"{incomplete} of {len(plan.runs)} runs are not complete")
+        runs = sum(len(plan.runs) for plan in plans)
+        raise ResreproError(f"{incomplete} of {runs} runs are not complete")
     return 0
 
 
 def plot(words: list[str]) -> int:
     """Draws figures from the run directories there are."""
-    from resrepro.configuration import composition
+    from resrepro.configuration.composition import compose
+    from resrepro.configuration.schema import Plot, typed
 
-    composed = composition.compose_one("plot", words)
-    if composed is not None:
-        from resrepro.paper import artefacts, curves, figures
+    figures: dict[tuple[str, str | None], list[str]] = {}
+    for composed in compose("plot", words):
+        asked = typed(Plot, composed)
+        names = asked.figure if isinstance(asked.figure, list) else [asked.figure]
+        figures.setdefault((asked.outputs, asked.experiment), []).extend(map(str, names))
+    for place, names in figures.items():
+        from resrepro.paper.figures import check_names
 
-        names = [composed.figure] if isinstance(composed.figure, str) else list(composed.figure)
-        figures.check_names(names)
-        experiment = curves.choose_experiment(composed.outputs, composed.experiment)
-        for line in artefacts.make_artefacts(composed.outputs, experiment, names):
-            print(line)
+        check_names(names)
+        _make(*place, names)
     return 0
 
 
 def report(words: list[str]) -> int:
     """Makes every artefact there can be of an experiment, and the page that shows them."""
-    from resrepro.configuration import composition
+    from resrepro.configuration.composition import compose
+    from resrepro.configuration.schema import Place, typed
 
-    composed = composition.compose_one("report", words)
-    if composed is not None:
-        from resrepro.paper import artefacts, curves
-
-        experiment = curves.choose_experiment(composed.outputs, composed.experiment)
-        for line in artefacts.make_artefacts(composed.outputs, experiment, ["report"]):
-            print(line)
+    for asked in [typed(Place, composed) for composed in compose("report", words)]:
+        _make(asked.outputs, asked.experiment, ["report"])
     return 0
+
+
+def _make(outputs: str, experiment: str | None, artefacts: list[str]) -> None:
+    from resrepro.paper.artefacts import make_artefacts
+    from resrepro.paper.curves import choose_experiment
+
+    for line in make_artefacts(outputs, choose_experiment(outputs, experiment), artefacts):
+        print(line)
 
 
 def status(words: list[str]) -> int:
     """Prints a table of the runs there are; with --watch again and again."""
-    from resrepro.configuration import composition
+    from resrepro.configuration.composition import compose
+    from resrepro.configuration.schema import Place, typed
 
-    composed = composition.compose_one("status", [word for word in words if word != "--watch"])
-    if composed is not None:
+    others = [word for word in words if word != "--watch"]
+    places = [typed(Place, composed) for composed in compose("status", others)]
+    if others != words and len(places) > 1:
+        raise ConfigError("--watch: shows one experiment, or all; name one")
+    for number, asked in enumerate(places):
         from resrepro.runs.status import status_report, watch
 
-        if "--watch" in words:
+        if others != words:
             with suppress(KeyboardInterrupt):  # its end
-                watch(composed.outputs, composed.experiment)
+                watch(asked.outputs, asked.experiment)
         else:
-            print(status_report(composed.outputs, composed.experiment))
+            print("\n" * bool(number) + status_report(asked.outputs, asked.experiment))
     return 0
 
 
 def data(words: list[str]) -> int:
     """Fetches, verifies and prepares a data set."""
-    from resrepro.configuration import composition
+    from resrepro.configuration.composition import compose
+    from resrepro.configuration.schema import data_from_mapping
 
-    composed = composition.compose_one("data", words)
-    if composed is not None:
-        from resrepro.configuration.schema import data_from_mapping
+    for wanted in [data_from_mapping(composed.data) for composed in compose("data", words)]:
         from resrepro.data import load
         from resrepro.interruption import watched
 
         with watched():
-            print(load(data_from_mapping(composed.data)))
+            print(load(wanted))
     return 0
 
 
 def evaluate(words: list[str]) -> int:
     """Evaluates saved nets once more, beside what their directories say."""
-    from resrepro.configuration import composition
+    from resrepro.configuration.composition import compose
+    from resrepro.configuration.schema import Evaluate, check_data, typed
 
-    paths, others = composition.take_paths(words, "run")
-    composed = composition.compose_one("evaluate", others)
-    if composed is None:
-        return 0
-    if not paths:
-        raise ConfigError("run is not given, as in run=outputs/digits/plain-20-s0")
+    asked = [typed(Evaluate, composed) for composed in compose("evaluate", words)]
+    for one in asked:
+        if one.run is None:
+            raise ConfigError("run is not given, as in run=outputs/digits/plain-20-s0")
+        if one.data is not None:
+            check_data(one.data)
 
-    from resrepro.configuration.schema import data_from_mapping
-    from resrepro.studies.reevaluation import evaluations
+    from pathlib import Path
 
-    settings = {key: composed[key] for key in ("device", "precision", "compile")}
-    other = data_from_mapping(composed.data) if "data" in composed else None
-    for line in evaluations(paths, settings, other):
-        print(line, flush=True)
+    together: list[tuple[Evaluate, list[Path]]] = []  # runs that are evaluated alike
+    for one in asked:
+        alike, path = replace(one, run=None), Path(str(one.run))
+        paths = next((paths for other, paths in together if other == alike), None)
+        if paths is None:
+            together.append((alike, [path]))
+        else:
+            paths.append(path)
+    for alike, paths in together:
+        from resrepro.studies.reevaluation import evaluations
+
+        settings = {key: getattr(alike, key) for key in ("device", "precision", "compile")}
+        for line in evaluations(paths, settings, alike.data):
+            print(line, flush=True)
     return 0
 
 
 def bench(words: list[str]) -> int:
     """Measures how fast training is."""
-    from resrepro.configuration import composition
+    from resrepro.configuration.composition import compose, expand, parse, split_words
+    from resrepro.configuration.schema import Bench, typed
 
     own_keys = ("image_size", "repeats", "seconds", "conventional", "outputs", "hydra")
-    own, of_runs = composition.split_words(words, own_keys)
-    composed = composition.compose_one("bench", own)
-    if composed is not None:
+    own, of_runs = split_words(words, own_keys)
+    asked = [typed(Bench, composed) for composed in compose("bench", own)]
+    if asked:
         from pathlib import Path
-
-        from omegaconf import OmegaConf
 
         from resrepro.bench import speed
 
-        runs = composition.expand("train", [of_runs], composition.parse(own).config_dir)
-        sizes = composed.image_size
-        settings = speed.Settings(
-            list(sizes) if OmegaConf.is_list(sizes) else [sizes],
-            composed.repeats,
-            composed.seconds,
-            composed.conventional,
-        )
-        folder = Path(composed.outputs) / "bench"
+        runs = expand("bench", [of_runs], parse(own).config_dir)
+        first, sizes = asked[0], []
+        for one in asked:
+            sizes += one.image_size if isinstance(one.image_size, list) else [one.image_size]
+            if replace(one, image_size=None) != replace(first, image_size=None):
+                raise ConfigError("image_size alone takes several values here; one at a time")
+        settings = speed.Settings(sizes, first.repeats, first.seconds, first.conventional)
+        folder = Path(first.outputs) / "bench"
         print(speed.table(speed.bench(runs, settings, folder)))
         print(f"\n{folder / 'bench.json'}, and pictures beside it")
     return 0
@@ -269,15 +290,29 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(name: str, words: list[str]) -> int:
     """Runs a command; what goes wrong becomes a line and the exit status."""
     try:
+        for word in (name, *words):
+            if not word.isprintable() and word != word.encode(errors="replace").decode():
+                raise ConfigError(f"{word!r}: is no UTF-8")
         if name not in COMMANDS:
-            raise ConfigError(f"there is no command {name}; choose one of {', '.join(COMMANDS)}")
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ConfigError(
+                f"there is no command {name}; {hint}choose one of {', '.join(COMMANDS)}"
+            )
         extensions, others = extension.take_extensions(words)
         extension.load_extensions(extensions)
-        return COMMANDS[name].run(others)
-    except (ResreproError, OSError) as error:
+        status = COMMANDS[name].run(others)
+        sys.stdout.flush()
+        return status
+    except (ResreproError, OSError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return 128 + signal.SIGPIPE
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"resrepro {name}: {one_line(error)}", file=sys.stderr)
+        line = one_line(error)
+        if isinstance(error, MemoryError):
+            line = f"not enough memory: {line}"
+        print(f"resrepro {name}: {line}", file=sys.stderr)
         return error.status if isinstance(error, ResreproError) else 1
     except Interrupted as stop:
         print(f"resrepro {name}: stopped; the same command goes on from here", file=sys.stderr)
@@ -285,3 +320,13 @@ def _run(name: str, words: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"resrepro {name}: stopped", file=sys.stderr)
         return 130
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads what is printed, as behind `| head`; then nothing more is printed."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from resrepro import networks
 from resrepro.bench.conventional import Conventional
-from resrepro.configuration.schema import Config
+from resrepro.configuration.schema import WIDEST_IMAGE, Config
 from resrepro.data import Dataset
 from resrepro.data.batches import Batches
 from resrepro.errors import ConfigError
@@ -133,14 +133,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         sizes = self.image_sizes
-        if not sizes or not all(type(size) is int and size >= 8 for size in sizes):
-            raise ConfigError(f"image_size={sizes}: must be 8 or more, or a list of such")
-        if type(self.repeats) is not int or self.repeats < 1:
+        if not sizes or not all(type(size) is int and 8 <= size <= WIDEST_IMAGE for size in sizes):
+            said = ",".join(map(str, sizes))
+            raise ConfigError(f"image_size={said}: must be from 8 to {WIDEST_IMAGE} pixels each")
+        if self.repeats < 1:
             raise ConfigError(f"repeats={self.repeats}: must be 1 or more")
-        if not isinstance(self.seconds, int | float) or not self.seconds > 0:
+        if not self.seconds > 0:
             raise ConfigError(f"seconds={self.seconds}: must be more than 0")
-        if type(self.conventional) is not bool:
-            raise ConfigError(f"conventional={self.conventional}: must be true or false")
 
 
 def bench(runs: list[Config], settings: Settings, folder: Path) -> list[Speed]:

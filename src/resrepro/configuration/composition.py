@@ -1,9 +1,8 @@
 """Hydra: from words on the command line to configurations."""
 
-import argparse
 import difflib
+import itertools
 import os
-import re
 import shlex
 import sys
 import warnings
@@ -14,31 +13,48 @@ from pathlib import Path
 from typing import Any, cast
 
 import hydra
+import yaml
 from hydra._internal.callbacks import Callbacks
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, OverrideParseException
-from hydra.types import HydraContext, RunMode
+from hydra.errors import MissingConfigException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError
 
+from resrepro.configuration.manual import manual
 from resrepro.configuration.schema import (
+    INTERPOLATIONS,
     WORD,
     Config,
     data_differences,
     differences,
-    explain,
     flatten,
     from_mapping,
+    nearest,
 )
-from resrepro.configuration.trust import refuse_code
-from resrepro.errors import ConfigError, ResreproError
+from resrepro.configuration.trust import is_launchers, refuse_code
+from resrepro.configuration.words import parse, split_words, values
+from resrepro.errors import ConfigError
 
-CONFIG_PACKAGE = "pkg://resrepro.conf"
+__all__ = [
+    "Composer",
+    "compose",
+    "expand",
+    "launch",
+    "launcher_config",
+    "parse",
+    "run_sweep",
+    "split_words",
+    "words_of",
+]
+
+CONFIG_MODULE = "resrepro.conf"
 VERSION_BASE = "1.3"
 # What the launchers need, by the extra that brings it.
 EXTRAS = {
@@ -50,144 +66,217 @@ EXTRAS = {
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/ray' is validated against")
 
 
-def parse(words: list[str]) -> argparse.Namespace:
-    """Splits a command's words into Hydra's flags and the overrides.
+class UsersFolder(SearchPathPlugin):
+    """Has Hydra look for configurations in the user's folder too, after the package's."""
 
-    Raises:
-        ConfigError: there is no such flag, or not for resrepro's commands.
-    """
-    parser = get_args_parser()
+    path: str | None = None
 
-    def refuse(message: str) -> None:
-        raise ConfigError(f"{message}; --help lists what can be said")
-
-    parser.error = refuse  # type: ignore[method-assign, assignment]
-    args = parser.parse_intermixed_args(words)
-    for flag in ("config_path", "config_name", "experimental_rerun"):
-        if getattr(args, flag) is not None:
-            raise ConfigError(
-                f"--{flag.replace('_', '-')}: the commands have files of their own; add a folder "
-                "of yours with --config-dir DIR"
-            )
-    for word in args.overrides:
-        if group := re.match(r"\+*(model|data|recipe|optimizer|study)=([\[{])", word):
-            advice = (
-                f"-m sweeps over several: -m {group[1]}=A,B"
-                if group[2] == "["
-                else f"{group[1]}.KEY=VALUE changes a value"
-            )
-            raise ConfigError(f"{word}: {group[1]} takes one name; {advice}")
-        if word.lstrip("+~").startswith("="):
-            raise ConfigError(f"{word}: has no key; say key{word.lstrip('+~')}")
-    return args
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Appends the folder, if there is one."""
+        if self.path is not None:
+            search_path.append("command-line", f"file://{Path(self.path).absolute()}")
 
 
-def require_launcher(overrides: list[str]) -> None:
-    """Checks that the launcher that is chosen is installed.
-
-    Raises:
-        ConfigError: it is not; how to install it.
-    """
-    for word in overrides:
-        extra = word.removeprefix("hydra/launcher=")
-        if word != extra and extra in EXTRAS:
-            try:
-                version(EXTRAS[extra])
-            except PackageNotFoundError as error:
-                raise ConfigError(
-                    f"{word}: needs an extra: pip install 'resrepro[{extra}]'"
-                ) from error
+Plugins.instance().register(UsersFolder)
 
 
-def run_hydra(command: str, words: list[str], task: Callable[[DictConfig], None]) -> None:
-    """Runs `task` under Hydra, once or, with -m, once for each job of the sweep."""
-    args = parse(words)
-    require_launcher(args.overrides)
-    mode = RunMode.MULTIRUN if args.multirun else RunMode.RUN
-    with full_errors(), search_path(args.config_dir) as loader:
-        load(loader, command, args.overrides, mode)  # refuses what may not run
-    with full_errors(), own_argv(command, words):
-        hydra.main(config_path=CONFIG_PACKAGE, config_name=command, version_base=VERSION_BASE)(
-            task
-        )()
-
-
-def launcher_config(command: str, words: list[str], folder: Path) -> DictConfig:
-    """The configuration of a command with Hydra's own part, of which `launch` takes its launcher.
+class Composer:
+    """Hydra, ready to compose the commands' configurations.
 
     Args:
-        command: the command.
-        words: its words.
-        folder: for what a launcher writes.
+        config_dir: the user's own folder of configurations, if any; searched after the package's.
+        asked: the command that was given, where another's configuration is composed for it.
     """
-    args = parse(words)
-    with full_errors(), search_path(args.config_dir) as loader:
-        config = loader.config_loader.load_configuration(
-            command, args.overrides, RunMode.MULTIRUN, validate_sweep_overrides=False
-        )
-    refuse_code(config.hydra)
-    with read_write(config):
-        config.hydra.sweep.dir = str(folder)
-    return config
+
+    def __init__(self, config_dir: str | None = None, asked: str | None = None) -> None:
+        self.config_dir = config_dir
+        self.asked = asked
+        self._own: dict[str, DictConfig] = {}
+        UsersFolder.path = config_dir
+        self._initialized = hydra.initialize_config_module(CONFIG_MODULE, version_base=VERSION_BASE)
+
+    def __enter__(self) -> "Composer":
+        """Gives itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leaves Hydra as it was."""
+        self._initialized.__exit__(None, None, None)
+
+    @property
+    def loader(self) -> ConfigLoader:
+        """Hydra's."""
+        return GlobalHydra.instance().config_loader()
+
+    def options(self, group: str) -> list[str]:
+        """What can be chosen in a group."""
+        return self.loader.get_group_options(group)
+
+    def values(self, words: list[str], commas: bool) -> dict[str, list[str]]:
+        """See `words.values`."""
+        return values(words, self.loader, commas)
+
+    def load(self, command: str, overrides: list[str]) -> DictConfig:
+        """The configuration that overrides make of a command's files, Hydra's part left out.
+
+        Raises:
+            ConfigError: they make none, or one that would have Hydra run code.
+        """
+        config = self.load_all(command, overrides)
+        with open_dict(config):
+            del config["hydra"]
+        return config
+
+    def load_all(self, command: str, overrides: list[str]) -> DictConfig:
+        """The same with Hydra's part, under `hydra`."""
+        own = self._own_of(command)
+        if not overrides:
+            return own.copy()
+        _require_launcher(overrides)
+        try:
+            config = _compose(command, overrides)
+            launcher = [
+                word for word in overrides if is_launchers(word.lstrip("+").partition("=")[0])
+            ]
+            by_words = _compose(command, launcher) if launcher else own
+        except Exception as error:  # Hydra and OmegaConf raise what they come upon
+            raise ConfigError(self._why_not(command, overrides, error)) from error
+        refuse_code(config.hydra, by_words.hydra, own.hydra, overrides)
+        return config
+
+    def defaults(self, command: str, words: list[str]) -> dict[str, Any]:
+        """Every key of a command, flattened, with the value that its files and words give."""
+        container = OmegaConf.to_container(self.load(command, words), resolve=False)
+        return flatten(cast(dict[str, Any], container))
+
+    def _groups(self, command: str) -> list[str]:
+        return list(self._own_of(command).hydra.runtime.choices)
+
+    def _own_of(self, command: str) -> DictConfig:
+        if command not in self._own:
+            self._own[command] = _compose(command, [])
+        return self._own[command]
+
+    def _why_not(self, command: str, overrides: list[str], error: Exception) -> str:
+        """Why overrides cannot be composed: a file is broken, or there is no such choice or key."""
+        groups = self._groups(command)
+        given = OverridesParser.create().parse_overrides(overrides)
+        chosen = [one for one in given if one.key_or_group in groups]
+        for one in chosen:
+            group, choice = one.key_or_group, one.value()
+            if choice not in (options := self.options(group)):
+                return _no_such(group, "null" if choice is None else str(choice), options)
+        if isinstance(error, MissingConfigException):  # a file of the user's asks for it
+            group, _, name = str(error.missing_cfg_file).rpartition("/")
+            return _no_such(group, name, self.options(group))
+        try:
+            known = [*self.defaults(command, [str(one.input_line) for one in chosen]), *groups]
+        except ConfigError:
+            known = None
+        return self._broken_file(error) or self._strange(command, given, known, error)
+
+    def _strange(
+        self, command: str, given: list[Override], known: list[str] | None, error: Exception
+    ) -> str:
+        """Which override has no key of the command's, or no value, given the keys there are."""
+        cause = error.__cause__ or error
+        for one in given:
+            is_known = known is None or one.key_or_group in known
+            if not is_known and not one.is_add():
+                if is_launchers(one.key_or_group):
+                    return f"{one.input_line}: the launcher chosen has no such setting"
+                return self._no_key(command, one.key_or_group, known or [])
+            if known is not None and is_known and one.is_add():
+                return f"{one.input_line}: say it without the +"
+            if isinstance(cause, GrammarParseError) and cause.full_key == one.key_or_group:
+                return f"{one.input_line}: {INTERPOLATIONS}"
+        return " ".join(str(cause).split()) or type(cause).__name__
+
+    def _no_key(self, command: str, key: str, known: list[str]) -> str:
+        asked = self.asked or command
+        look = f"`resrepro {command} --help` lists them"
+        if key in self.defaults(command, []):
+            return f"{key} does not go with the options chosen; {look}"
+        if key.startswith("optimizer.keywords."):
+            return f"{key}: the optimizer's file has no such keyword; +{key}=VALUE adds one"
+        near = nearest(key, [*known, *self.defaults(asked, []), *self._groups(asked)])
+        hint = f"; did you mean {near}?" if near else ""
+        return f"{key} is no key of resrepro {asked}{hint} ({look})"
+
+    def _broken_file(self, error: Exception) -> str | None:
+        """Which file of the user's cannot be read, if that is what is wrong."""
+        if not isinstance(error, yaml.YAMLError | UnicodeDecodeError | OSError):
+            return None
+        patterns = ("*/*.yaml", "*/*/*.yaml") if self.config_dir else ()  # model/, hydra/launcher/
+        folder = Path(self.config_dir or "")
+        for file in sorted(file for pattern in patterns for file in folder.glob(pattern)):
+            try:
+                content = yaml.safe_load(file.read_text(encoding="utf-8"))
+            except yaml.MarkedYAMLError as broken:
+                line = broken.problem_mark.line + 1 if broken.problem_mark else 1
+                return f"{file}: is no YAML: {broken.problem} in line {line}"
+            except (yaml.YAMLError, UnicodeDecodeError, OSError) as broken:
+                return f"{file}: is no YAML: {' '.join(str(broken).split())}"
+            if content is not None and not isinstance(content, dict | list):
+                return f"{file}: must hold keys and values"
+        return None
 
 
-def launch(
-    config: DictConfig, words: list[str], task: Callable[[DictConfig], None], jobs: int
-) -> None:
-    """Has the launcher of a configuration run `task` in jobs, which know their `hydra.job.num`."""
-    with full_errors(), search_path(parse(words).config_dir) as loader:
-        context = HydraContext(loader.config_loader, Callbacks())
-        launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=context, task_function=task, config=config
-        )
-        # A job composes the command anew, and makes the folder that this names.
-        launcher.launch([["hydra.sweep.dir=."]] * jobs, initial_job_idx=0)
+def _compose(command: str, overrides: list[str]) -> DictConfig:
+    return hydra.compose(command, overrides, return_hydra_config=True)
 
 
-def compose_one(command: str, words: list[str]) -> DictConfig | None:
-    """The configuration the words make; None where they only asked to be shown something.
+def compose(command: str, words: list[str]) -> list[DictConfig]:
+    """The configurations that words make, one for each combination of values with commas.
+
+    None where they only ask to be shown something: that is printed.
 
     Raises:
-        ConfigError: the words do not make a configuration.
+        ConfigError: they do not make configurations.
     """
-    composed: list[DictConfig] = []
-    if parse(words).multirun:
-        hint = "; commas sweep without it" if command == "reproduce" else ""
-        raise ConfigError(f"-m is for resrepro train{hint}")
-    with explained(command):
-        run_hydra(command, words, composed.append)
-    return composed[0] if composed else None
+    args = parse(words)
+    is_train = command == "train"
+    if args.multirun and not is_train:
+        raise ConfigError("-m is for resrepro train; commas do without it here")
+    with Composer(args.config_dir) as composer:
+        jobs = _jobs(composer.values(args.overrides, commas=args.multirun or not is_train))
+        if not jobs:
+            raise ConfigError(f"{' '.join(args.overrides)}: these words make no run")
+        if args.help:
+            print(manual(command, composer.load_all(command, jobs[0]), args.config_dir))
+            return []
+        composed = [composer.load_all(command, job) for job in jobs]
+    if args.cfg is not None:
+        shown = (_shown(one, args.cfg, args.package, args.resolve) for one in composed)
+        print("---\n".join(shown), end="")
+        return []
+    for one in composed:
+        with open_dict(one):
+            del one["hydra"]
+    return composed
 
 
-def split_words(words: list[str], own_keys: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """A command's words: those with keys of its own, and those that go through to its runs."""
-
-    def is_own(word: str) -> bool:
-        key = word.lstrip("+~").partition("=")[0]
-        return key.replace("/", ".").partition(".")[0] in own_keys
-
-    of_runs = [word for word in parse(words).overrides if not is_own(word)]
-    return [word for word in words if word not in of_runs], of_runs
+def _jobs(given: dict[str, list[str]]) -> list[list[str]]:
+    return [list(job) for job in itertools.product(*given.values())]
 
 
-def take_paths(words: list[str], key: str) -> tuple[list[Path], list[str]]:
-    """The paths that words give to a key, with commas or in words of their own; and the others.
-
-    A path is taken as it is: what Hydra's grammar reads in its characters is not meant.
-    """
-    values = [word.removeprefix(f"{key}=") for word in words if word.startswith(f"{key}=")]
-    paths: list[str] = []
-    for value in values:
-        is_one = Path(value).expanduser().exists()
-        paths += filter(None, [value] if is_one else value.split(","))
-    return [Path(path) for path in paths], [w for w in words if not w.startswith(f"{key}=")]
+def _shown(composed: DictConfig, part: str, package: str | None, resolve: bool) -> str:
+    with open_dict(composed):
+        if part == "job":
+            del composed["hydra"]
+        elif part == "hydra":
+            composed = OmegaConf.masked_copy(composed, ["hydra"])
+    shown = OmegaConf.select(composed, package) if package else composed
+    if not OmegaConf.is_config(shown):
+        return f"{shown}\n"
+    return OmegaConf.to_yaml(shown, resolve=resolve)
 
 
 def expand(command: str, sweeps: list[list[str]], config_dir: str | None) -> list[Config]:
     """Every run of some sweeps, checked, before any of them starts.
 
     Args:
-        command: whose configuration the runs have.
+        command: that was asked for the runs; their configuration is that of `resrepro train`.
         sweeps: overrides, of which those with commas are swept over.
         config_dir: the user's own folder of configurations, if any.
 
@@ -195,19 +284,16 @@ def expand(command: str, sweeps: list[list[str]], config_dir: str | None) -> lis
         ConfigError: a run's configuration is wrong, or two runs would share a directory.
     """
     runs: dict[Path, Config] = {}
-    with explained(command), full_errors(), search_path(config_dir) as loader:
-        parser = OverridesParser.create(config_loader=loader.config_loader)
-        for sweep in sweeps:
-            overrides = parser.parse_overrides(sweep)
-            for job in BasicSweeper.split_arguments(overrides, None)[0]:
-                run = from_mapping(load(loader, command, job))
-                twin = runs.setdefault(run.directory, run)
-                if differ := differences(twin, run) | data_differences(twin, run):
-                    values = [f"{k} {a} and {b}" for k, (a, b) in differ.items()]
-                    raise ConfigError(
-                        f"two runs would share {run.directory} ({'; '.join(values)}); "
-                        f"{_a_place_each(differ)}"
-                    )
+    with Composer(config_dir, command) as composer:
+        jobs = [job for sweep in sweeps for job in _jobs(composer.values(sweep, commas=True))]
+        for job in jobs:
+            run = from_mapping(composer.load("train", job))
+            twin = runs.setdefault(run.directory, run)
+            if differ := differences(twin, run) | data_differences(twin, run):
+                both = "; ".join(f"{k} {a} and {b}" for k, (a, b) in differ.items())
+                raise ConfigError(
+                    f"two runs would share {run.directory} ({both}); {_a_place_each(differ)}"
+                )
     if not runs:
         words = " ".join(word for sweep in sweeps for word in sweep)
         raise ConfigError(f"{words or 'no runs'}: these words make no run")
@@ -225,60 +311,78 @@ def _a_place_each(differ: dict[str, tuple[Any, Any]]) -> str:
     return f"give each a place of its own, as in 'tag={word}'"
 
 
-def load(
-    loader: Hydra, command: str, overrides: list[str], mode: RunMode = RunMode.RUN
-) -> DictConfig:
-    """The configuration that overrides make of a command's files.
+def _no_such(group: str, name: str, options: list[str]) -> str:
+    """There is no such choice: what there is."""
+    near = difflib.get_close_matches(name, options, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{group}={name}: there is no such {group}; {hint}choose one of {', '.join(options)}"
 
-    Raises:
-        ConfigError: it would have Hydra run code.
+
+def _require_launcher(overrides: list[str]) -> None:
+    """Checks that the launcher that is chosen is installed."""
+    for word in overrides:
+        extra = word.removeprefix("hydra/launcher=")
+        if word != extra and extra in EXTRAS:
+            try:
+                version(EXTRAS[extra])
+            except PackageNotFoundError as error:
+                raise ConfigError(
+                    f"{word}: needs an extra: pip install 'resrepro[{extra}]'"
+                ) from error
+
+
+def launcher_config(command: str, words: list[str], folder: Path) -> DictConfig:
+    """Hydra's own part of a command's configuration, of which `launch` takes its launcher.
+
+    Args:
+        command: the command.
+        words: its words.
+        folder: for what a launcher writes.
     """
-    try:
-        config = loader.config_loader.load_configuration(
-            command, overrides, mode, validate_sweep_overrides=False
-        )
-    except AttributeError as error:  # OmegaConf's, of a key below one that is null
-        key = re.search(r"full_key: (\S+)", str(error))
-        raise ConfigError(f"{key[1] if key else command}: cannot take such a value") from error
-    refuse_code(config.hydra)
-    if config.hydra.mode is not None:
-        raise ConfigError("hydra.mode: is not for configurations; say -m to sweep")
-    with open_dict(config):
-        del config["hydra"]
+    args = parse(words)
+    with Composer(args.config_dir) as composer:
+        given = composer.values(args.overrides, commas=True)
+        chosen = [of[0] for key, of in given.items() if is_launchers(key.lstrip("+"))]
+        config = composer.load_all(command, chosen)
+    with read_write(config):
+        config.hydra.sweep.dir = str(folder)
     return config
 
 
-def defaults(loader: Hydra, command: str, words: list[str]) -> dict[str, Any]:
-    """Every key of a command, flattened, with the value that its files and some words give."""
-    container = OmegaConf.to_container(load(loader, command, words), resolve=False)
-    return flatten(cast(dict[str, Any], container))
+def launch(
+    config: DictConfig, words: list[str], task: Callable[[DictConfig], None], jobs: int
+) -> None:
+    """Has the launcher of a configuration run `task` in jobs, which know their `hydra.job.num`."""
+    with Composer(parse(words).config_dir) as composer, _full_errors():
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=HydraContext(composer.loader, Callbacks()),  # which there is nowhere else
+            task_function=task,
+            config=config,
+        )
+        # A job composes the command anew, and makes the folder that this names.
+        launcher.launch([["hydra.sweep.dir=."]] * jobs, initial_job_idx=0)
 
 
-def words_of(text: str) -> list[str]:
-    """Overrides as a study writes them: words in a row."""
-    return shlex.split(text)
+def run_sweep(words: list[str], job: Callable[[DictConfig], None]) -> None:
+    """Runs a job for each run of a sweep of `resrepro train`, through Hydra's launcher.
+
+    For that Hydra has no function: it wants to be the program, and to read its command line.
+    """
+    args = parse(words)
+    with Composer(args.config_dir) as composer:
+        given = composer.values(args.overrides, commas=True)
+    # Each value as it was understood here, so that these are the runs that were checked.
+    sweep = [
+        f"{key}={','.join(v.removeprefix(f'{key}=') for v in of)}" for key, of in given.items()
+    ]
+    folder = [] if args.config_dir is None else [f"--config-dir={args.config_dir}"]
+    with _own_argv(["resrepro train", "-m", *folder, *sweep]), _full_errors():
+        hydra.main(f"pkg://{CONFIG_MODULE}", "train", version_base=VERSION_BASE)(job)()
 
 
 @contextmanager
-def search_path(config_dir: str | None) -> Iterator[Hydra]:
-    """Hydra, ready to compose, with the user's folder before the package's."""
-    path = create_config_search_path(CONFIG_PACKAGE)
-    if config_dir is not None:
-        path.prepend("command-line", f"file://{Path(config_dir).absolute()}")
-    hydra.version.setbase(VERSION_BASE)
-    try:
-        yield Hydra.create_main_hydra2("resrepro", path)
-    finally:
-        GlobalHydra.instance().clear()
-
-
-@contextmanager
-def own_argv(command: str, words: list[str]) -> Iterator[None]:
-    """Lets Hydra see a command as a program of its own."""
-    before = sys.argv
-    overrides = parse(words).overrides
-    flags = [word for word in words if word not in overrides]
-    sys.argv = [f"resrepro {command}", *flags, *overrides]
+def _own_argv(arguments: list[str]) -> Iterator[None]:
+    before, sys.argv = sys.argv, arguments
     try:
         yield
     finally:
@@ -286,7 +390,7 @@ def own_argv(command: str, words: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def full_errors() -> Iterator[None]:
+def _full_errors() -> Iterator[None]:
     """Asks Hydra to raise its errors, and not to print them and exit by itself."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -299,54 +403,6 @@ def full_errors() -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = before
 
 
-@contextmanager
-def explained(command: str) -> Iterator[None]:
-    """Turns what Hydra and OmegaConf say of wrong words into one line.
-
-    Hydra raises ValueError and TypeError, too, for values of a kind it does not expect.
-    """
-    try:
-        yield
-    except ResreproError:
-        raise
-    except OmegaConfBaseException as error:
-        raise ConfigError(explain(error)) from error
-    except OverrideParseException as error:
-        if "=" not in error.override:
-            raise ConfigError(f"{error.override}: say key=value, as in depth=56") from error
-        raise ConfigError(
-            f"{error.override}: cannot be read; a value with =, brackets, braces or commas of its "
-            "own needs quotes within quotes, as in 'tag=\"a=b\"'"
-        ) from error
-    except (HydraException, ValueError, TypeError) as error:
-        raise ConfigError(_explain(command, error)) from error
-
-
-def _explain(command: str, error: Exception) -> str:
-    text = str(error)
-    if match := re.match(r"Could not override '([^']+)'", text):
-        cause = error.__cause__
-        if isinstance(cause, OmegaConfBaseException) and "is not in struct" not in str(cause):
-            return explain(cause)
-        return _unknown_key(command, match[1])
-    if match := re.match(r"In '[^']+': Could not find '(.+)/([^/']+)'", text) or re.match(
-        r"Could not find '(.+)/([^/']+)'", text
-    ):
-        options = re.search(r"Available options in '[^']+':\n((?:\t.+\n?)+)", text)
-        known = ", ".join(options[1].split()) if options else "none"
-        return f"{match[1]}={match[2]}: there is no such {match[1]}; choose one of {known}"
-    if match := re.match(r"Ambiguous value for argument '(.+)'", text):
-        return f"{match[1]}: has several values; add -m to sweep over them"
-    return " ".join(text.split())
-
-
-def _unknown_key(command: str, key: str) -> str:
-    with search_path(None) as loader:
-        known = list(defaults(loader, command, []))
-    if key in known:
-        return f"{key} does not go with the options chosen; `resrepro {command} --help` lists them"
-    if key.startswith("optimizer.keywords."):
-        return f"{key}: the optimizer's file has no such keyword; +{key}=VALUE adds one"
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{key} is no key of resrepro {command}{hint} (`resrepro {command} --help` lists them)"
+def words_of(text: str) -> list[str]:
+    """Overrides as a study writes them: words in a row."""
+    return shlex.split(text)

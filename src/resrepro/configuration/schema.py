@@ -4,19 +4,26 @@ Hydra composes the files under conf/; this module gives the result types, checks
 with a sentence that says what would be right, and tells two runs apart.
 """
 
+import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from resrepro import extension
 from resrepro.errors import ConfigError
@@ -188,12 +195,85 @@ DATA_PLACES = ("root", "archive", "url", "sha256")
 
 # Beyond these it is a slip of the hand, and would only be noticed when the memory is full.
 DEEPEST, WIDEST, MOST_THREADS = 12_002, 4096, 1024
-LARGEST_BATCH, WIDEST_PADDING, LARGEST_NUMBER = 65_536, 64, 1e38
+LARGEST_BATCH, WIDEST_PADDING, WIDEST_IMAGE, LARGEST_NUMBER = 65_536, 64, 1024, 1e38
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+,-]{0,99}")
 # Of an optimizer: how its kernels are launched.
 DEVICES_KEYWORDS = ("foreach", "fused", "capturable", "differentiable")
 
-Schema = TypeVar("Schema", Config, Data)
+# What the other commands take.
+
+
+@dataclass
+class Place:
+    """An experiment: `resrepro report`, `resrepro status`."""
+
+    outputs: str
+    experiment: str | None
+
+
+@dataclass
+class Plot(Place):
+    """Figures, one or several."""
+
+    figure: Any
+
+
+@dataclass
+class ConstructRecipe:
+    """How a constructed solution is trained on."""
+
+    iterations: int
+
+
+@dataclass
+class Construct:
+    """A constructed solution: from which run, how deep."""
+
+    run: str | None
+    depth: int | None
+    device: str
+    recipe: ConstructRecipe
+
+
+@dataclass
+class Evaluate:
+    """Saved nets, and in what arithmetic they are evaluated; None: their own."""
+
+    run: str | None
+    device: str
+    precision: str | None
+    compile: bool | None
+    data: Data | None = None
+
+
+@dataclass
+class DataAlone:
+    """A data set to be fetched."""
+
+    data: Data
+
+
+@dataclass
+class Bench:
+    """How speed is measured."""
+
+    image_size: Any
+    repeats: int
+    seconds: float
+    conventional: bool
+    outputs: str
+
+
+@dataclass
+class Reproduce:
+    """How a study is run; what it is made of is for `resrepro.studies.study`."""
+
+    jobs: int | None
+    study: Any
+    wait: bool = True
+
+
+Schema = TypeVar("Schema")
 
 
 def from_mapping(composed: DictConfig | Mapping[str, Any], is_used: bool = True) -> Config:
@@ -206,7 +286,7 @@ def from_mapping(composed: DictConfig | Mapping[str, Any], is_used: bool = True)
     Raises:
         ConfigError: naming the key, what was wrong with it and what would be right.
     """
-    config = _typed(Config, composed)
+    config = typed(Config, composed)
     if config.optimizer == paper_optimizer(config.recipe):
         config.optimizer = None
     if is_used:
@@ -225,23 +305,22 @@ def from_mapping(composed: DictConfig | Mapping[str, Any], is_used: bool = True)
     return config
 
 
-def data_from_mapping(composed: DictConfig) -> Data:
-    """The same for a data set alone."""
-    data = _typed(Data, composed)
-    _check_data(data, is_used=True)
-    return data
+def typed(schema: type[Schema], composed: DictConfig | Mapping[str, Any]) -> Schema:
+    """Gives a composed configuration its types, and checks nothing else.
 
-
-def _typed(schema: type[Schema], composed: DictConfig | Mapping[str, Any]) -> Schema:
+    Raises:
+        ConfigError: naming the key, and what would be right.
+    """
     try:
         return cast(Schema, _as_it_is(schema, composed))
     except TypeError:
         pass
     try:
+        _check_groups(schema, composed)
         merged = OmegaConf.merge(OmegaConf.structured(schema), cast(DictConfig, composed))
         return cast(Schema, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
-        raise ConfigError(explain(error)) from error
+        raise ConfigError(_explain(error, schema, composed)) from error
     except OverflowError as error:  # an integer where a float is wanted
         values = flatten(cast(Mapping[str, Any], composed))
         huge = [k for k, v in values.items() if isinstance(v, int) and abs(v) >= 2**63]
@@ -274,6 +353,102 @@ def _kinds(schema: type) -> dict[str, Any]:
     return get_type_hints(schema)
 
 
+def _check_groups(schema: Any, composed: Any, prefix: str = "") -> None:
+    """Refuses one value in place of a group of them."""
+    for part in fields(schema):
+        group = _type_of(schema, part.name)
+        if is_dataclass(group) and part.name in composed:
+            key, value = prefix + part.name, composed[part.name]
+            if isinstance(value, Mapping | DictConfig):
+                _check_groups(group, value, f"{key}.")
+            elif value is not None or NoneType not in get_args(get_type_hints(schema)[part.name]):
+                keys = ", ".join(f"{key}.{one.name}" for one in fields(group)[:3])
+                said = "null" if value is None else value
+                raise ConfigError(f"{key}={said}: must be a group of keys: {keys}, …")
+
+
+def _type_of(schema: Any, key: str) -> Any:
+    """The type of a key with dots, None left aside; Any where there is none."""
+    for name in key.split("."):
+        hint = get_type_hints(schema).get(name, Any) if is_dataclass(schema) else Any
+        schema = next((t for t in get_args(hint) if t is not NoneType), hint)
+        if get_origin(hint) in (list, dict):
+            schema = hint
+    return schema
+
+
+KINDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a word",
+    list[float]: "a list of numbers, such as [0.5,0.75]",
+}
+
+
+INTERPOLATIONS = (
+    "has no value here; ${KEY} takes that of another key, ${oc.env:NAME} that of a variable"
+)
+
+
+def _explain(error: OmegaConfBaseException, schema: Any, composed: Any) -> str:
+    """One line for an OmegaConf error: the key, what was wrong with it and what would be right."""
+    key = str(getattr(error, "full_key", None) or "")
+    name = re.sub(r"\[\d+\]", "", key)
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        near = nearest(key, keys_of(schema))
+        return f"{key}: there is no such key{f'; did you mean {near}?' if near else ''}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key} is not given"
+    if isinstance(error, ValidationError) and (kind := KINDS.get(_type_of(schema, name))):
+        if name != key:  # an element of a list
+            kind = "a number"
+        return f"{key}={'null' if error.value is None else error.value}: must be {kind}"
+    raw = OmegaConf.to_container(composed) if OmegaConf.is_config(composed) else composed
+    value = flatten(cast(dict[str, Any], raw)).get(key, "")
+    return f"{key}={value}: {INTERPOLATIONS}"
+
+
+def keys_of(schema: Any, prefix: str = "") -> Iterator[str]:
+    """All keys of a schema, nested ones with dots."""
+    for part in fields(schema):
+        below = _type_of(schema, part.name)
+        if is_dataclass(below):
+            yield from keys_of(below, f"{prefix}{part.name}.")
+        else:
+            yield prefix + part.name
+
+
+def nearest(key: str, known: Iterable[str]) -> str | None:
+    """The key that was probably meant: of the same last name, its initials, or much like it."""
+    group, _, last = key.rpartition(".")
+    names: dict[str, str] = {}
+    for one in sorted(known, key=lambda k: (k.rpartition(".")[0] != group, k.count("."), k)):
+        name = one.rpartition(".")[2]
+        names.setdefault(name, one)
+        names.setdefault("".join(word[0] for word in name.split("_") if word), one)
+        names.setdefault(one, one)
+    for asked in (key, last):
+        if asked in names:
+            return names[asked]
+    for asked in (key, last):
+        if near := difflib.get_close_matches(asked, names, n=1, cutoff=0.75):
+            return names[near[0]]
+    return None
+
+
+def data_from_mapping(composed: DictConfig) -> Data:
+    """The same for a data set alone."""
+    data = typed(Data, composed)
+    check_data(data)
+    return data
+
+
+def check_data(data: Data) -> None:
+    """Checks a data set that is to be used."""
+    _check_data(data, is_used=True)
+
+
 def _check_data(data: Data, is_used: bool, is_extended: bool = False) -> None:
     if isinstance(data.url, str):
         data.url = [data.url]
@@ -282,16 +457,6 @@ def _check_data(data: Data, is_used: bool, is_extended: bool = False) -> None:
         *(place_complaints(data) if is_used else ()),
     ):
         raise ConfigError(complaint)
-
-
-def explain(error: OmegaConfBaseException) -> str:
-    """One line for an OmegaConf error: the key, then what was wrong with it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    sentence = lines[0].rstrip(".") if lines else type(error).__name__
-    key = getattr(error, "full_key", None)
-    if match := re.search(r"missing mandatory value: (\S+)", sentence):
-        return f"{key or match[1]} is not given"
-    return f"{key}: {sentence}" if key and str(key) not in sentence else sentence
 
 
 def complaints(config: Config) -> Iterator[str]:
@@ -336,14 +501,14 @@ def net_complaints(model: Model, depth: int, is_extended: bool = False) -> Itera
         depth: its weighted layers.
         is_extended: whether its family may be an extension's that is not there now.
     """
-    if depth < 8 or (depth - 2) % 6 != 0:
+    if depth > DEEPEST:
+        yield f"depth={depth}: must be {DEEPEST} or less, ten times the paper's deepest net"
+    elif depth < 8 or (depth - 2) % 6 != 0:
         near = max(8, (depth + 1) // 6 * 6 + 2)
         yield (
             f"depth={depth}: a CIFAR net has 6n+2 weighted layers (paper, section 4.2): "
             f"8, 14, 20, 26, 32, …; the nearest is {near}"
         )
-    elif depth > DEEPEST:
-        yield f"depth={depth}: must be {DEEPEST} or less, ten times the paper's deepest net"
     if not is_extended:
         yield from choice("model.name", model.name, extension.families())
         if extension.takes_shortcut(model.name):
@@ -406,6 +571,7 @@ def data_complaints(data: Data, is_extended: bool = False) -> Iterator[str]:
     yield from choice("data.resident", data.resident, ("auto", "device", "host"))
     if data.image_size is not None:
         yield from at_least("data.image_size", data.image_size, 8)
+        yield from at_most("data.image_size", data.image_size, WIDEST_IMAGE)
 
 
 def place_complaints(data: Data) -> Iterator[str]:
@@ -417,7 +583,8 @@ def place_complaints(data: Data) -> Iterator[str]:
                 "test/<class>/, as in data=image_folder data.root=DIR"
             )
         elif not Path(data.root).expanduser().is_dir():
-            yield f"data.root={data.root}: there is no such folder"
+            hint = "; -m sweeps over several" if "," in data.root else ""
+            yield f"data.root={data.root}: there is no such folder{hint}"
 
 
 def choice(key: str, value: object, options: tuple[str, ...]) -> Iterator[str]:

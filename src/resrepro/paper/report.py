@@ -225,10 +225,10 @@ def commands(group: Group) -> list[str]:
 
 def _reproduce(group: Group) -> str | None:
     """The command that makes just these runs, where there is a study of the experiment's name."""
-    with composition.search_path(None) as loader:
-        if group.tag or group.experiment not in loader.config_loader.get_group_options("study"):
+    with composition.Composer() as composer:
+        if group.tag or group.experiment not in composer.options("study"):
             return None
-        study = composition.load(loader, "reproduce", [f"study={group.experiment}"]).study
+        study = composer.load("reproduce", [f"study={group.experiment}"]).study
     runs = [run.config for net in group.nets for run in net.runs]
     seeds = sorted({run.seed for run in runs})
     seed = f"seed={_listed(seeds)}"
@@ -248,12 +248,11 @@ def _reproduce(group: Group) -> str | None:
 def _sweeps(group: Group) -> list[str]:
     from_scratch = [run for net in group.nets for run in net.runs if not run.origin]
     seeds: dict[tuple[str, int], list[int]] = {}
-    with composition.search_path(None) as loader:
+    with composition.Composer() as composer:
         options = {
-            group: loader.config_loader.get_group_options(group)
-            for group in ("model", "data", "recipe", "optimizer")
+            name: composer.options(name) for name in ("model", "data", "recipe", "optimizer")
         }
-        defaults = cache(lambda *words: composition.defaults(loader, "train", list(words)))
+        defaults = cache(lambda *words: composer.defaults("train", list(words)))
         for run in from_scratch:
             overrides = " ".join(_overrides(run.config, options, defaults))
             seeds.setdefault((overrides, run.config.depth), []).append(run.config.seed)

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from resrepro.configuration import composition
-from resrepro.configuration.schema import Config
+from resrepro.configuration.schema import Config, Reproduce, typed
 from resrepro.errors import ConfigError
 
 OWN_KEYS = ("study", "jobs", "wait", "hydra")
@@ -50,12 +50,9 @@ def plan_study(composed: DictConfig, of_runs: list[str], config_dir: str | None)
     Raises:
         ConfigError: the study, or one of its runs, is not configured right.
     """
-    jobs = composed.jobs
-    if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
-        raise ConfigError(f"jobs={jobs}: must be 1 or more")
-    wait = composed.get("wait", True)
-    if not isinstance(wait, bool):
-        raise ConfigError(f"wait={wait}: must be true or false")
+    asked = typed(Reproduce, composed)
+    if asked.jobs is not None and asked.jobs < 1:
+        raise ConfigError(f"jobs={asked.jobs}: must be 1 or more")
     # Not resolved: ${recipe.learning_rate} in a study means the run's.
     study: Any = OmegaConf.to_container(composed.study, resolve=False)
     try:
@@ -67,14 +64,19 @@ def plan_study(composed: DictConfig, of_runs: list[str], config_dir: str | None)
             f"a study needs name, runs and artefacts (lists) and overrides (a text): {error}"
         ) from error
     if unknown := set(artefacts) - {"constructed", *ARTEFACTS}:
-        raise ConfigError(f"study {name}: there is no artefact {', '.join(sorted(unknown))}")
-    runs = composition.expand("train", sweeps, config_dir)
+        raise ConfigError(
+            f"study {name}: there is no artefact {', '.join(sorted(unknown))}; "
+            f"choose among constructed, {', '.join(ARTEFACTS)}"
+        )
+    if not sweeps:
+        raise ConfigError(f"study {name}: has no runs; say some, as in runs: [depth=20,56]")
+    runs = composition.expand("reproduce", sweeps, config_dir)
     if len({(run.outputs, run.experiment) for run in runs}) > 1:
         raise ConfigError("a study has one experiment and one outputs folder: sweep over neither")
     seeds = study.get("seeds")
     if seeds is not None and (not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1):
         raise ConfigError(f"study {name}: seeds={seeds}: must be 1 or more, how many are planned")
-    return Plan(name, runs, artefacts, jobs, seeds, wait)
+    return Plan(name, runs, artefacts, asked.jobs, seeds, asked.wait)
 
 
 def cost(run: Config) -> float:

@@ -59,7 +59,7 @@ def train_sweep(words: list[str]) -> int:
             train_job(from_mapping(composed), place, reported)
 
     try:
-        composition.run_hydra("train", words, job)
+        composition.run_sweep(words, job)
     except (Interrupted, KeyboardInterrupt) as stop:
         stopped = stop.status if isinstance(stop, Interrupted) else 130
     except ResreproError:
