@@ -200,7 +200,7 @@ def test_several_studies_and_sizes(resrepro_here: Run, monkeypatch: pytest.Monke
         (b"name: [broken\n iterations: {\n", r"bad\.yaml: is no YAML: .* in line \d$"),
         (b"\tname: tab\n", r"bad\.yaml: is no YAML: .* in line 1$"),
         (b"\xff\xfe\x00x", r"bad\.yaml: is no YAML: "),
-        (b"just words", r"bad\.yaml: must hold keys and values$"),
+        (b"just words", r"recipe\.just words: there is no such key"),
         (b"- a\n- b\n", r"recipe"),
         (b"", r"recipe\.name is not given$"),
         (b"name: x\niteratoins: 3\n", r"recipe\.iteratoins: .*did you mean recipe\.iterations\?$"),

@@ -170,8 +170,10 @@ class Composer:
             group, _, name = str(error.missing_cfg_file).rpartition("/")
             return _no_such(group, name, self.options(group))
         try:
-            known = [*self.defaults(command, [str(one.input_line) for one in chosen]), *groups]
-        except ConfigError:
+            config = _compose(command, [str(one.input_line) for one in chosen])
+            container = OmegaConf.to_container(config, resolve=False)
+            known = [*flatten(cast(dict[str, Any], container)), *groups]
+        except Exception:  # it is among the choices then
             known = None
         return self._broken_file(error) or self._strange(command, given, known, error)
 
