@@ -267,7 +267,7 @@ def test_nothing_of_hydras_part_can_be_reached(what: str, tmp_path: Path) -> Non
     content = f"# @package _global_\n{yaml.safe_dump({'hydra': HYDRAS[what]})}"
     written(tmp_path / "recipe/evil.yaml", content)
     words = ["data=digits", "recipe=evil"]
-    # Where the command's own files come after it and win, nothing is left but a recipe with no keys;
+    # Where the command's own files come after it and win, only a recipe with no keys is left;
     # what the plain launcher has no setting for Hydra refuses itself.
     refusal = r"^hydra\.|hydra\.searchpath|^recipe is not given$|BasicLauncherConf"
     with pytest.raises(ConfigError, match=refusal):
