@@ -1,5 +1,6 @@
 import contextlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -260,6 +261,16 @@ def test_a_folder_of_ones_own_adds_a_study(own: str) -> None:
     assert [run.name for run in made.runs] == ["residual-8-s4", "plain-8-s4"]
     assert [run.model.width for run in made.runs] == [24, 16]
     assert {run.recipe.iterations for run in made.runs} == {7}
+
+
+def test_a_file_of_ones_own_does_not_stand_behind_one_of_the_same_name(tmp_path: Path) -> None:
+    mine = tmp_path / "recipe/paper.yaml"
+    mine.parent.mkdir()
+    shutil.copy(CONF / "recipe/paper.yaml", mine)
+    assert one("recipe=paper", "data=digits", config_dir=str(tmp_path)).recipe.iterations == 64000
+    mine.write_text(mine.read_text().replace("64000", "777"))
+    with pytest.raises(ConfigError, match=r"recipe/paper\.yaml: .*give yours another"):
+        one("recipe=paper", "data=digits", config_dir=str(tmp_path))
 
 
 def test_a_missing_folder_of_ones_own_is_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,9 +87,14 @@ class Composer:
     Args:
         config_dir: the user's own folder of configurations, if any; searched after the package's.
         asked: the command that was given, where another's configuration is composed for it.
+
+    Raises:
+        ConfigError: a file of the user's has the name of one of the package's.
     """
 
     def __init__(self, config_dir: str | None = None, asked: str | None = None) -> None:
+        if config_dir is not None:
+            _check_names(Path(config_dir))
         self.config_dir = config_dir
         self.asked = asked
         self._own: dict[str, DictConfig] = {}
@@ -222,6 +228,17 @@ class Composer:
             if content is not None and not isinstance(content, dict | list):
                 return f"{file}: must hold keys and values"
         return None
+
+
+def _check_names(folder: Path) -> None:
+    """Refuses a file that would silently stand behind the package's of the same name."""
+    with as_file(files(CONFIG_MODULE)) as ours:
+        for file in sorted(ours.rglob("*.yaml")):
+            name = file.relative_to(ours)
+            if (folder / name).is_file() and (folder / name).read_bytes() != file.read_bytes():
+                raise ConfigError(
+                    f"{folder / name}: resrepro has a file of that name; give yours another one"
+                )
 
 
 def _compose(command: str, overrides: list[str]) -> DictConfig:
