@@ -62,7 +62,7 @@ def train_sweep(words: list[str]) -> int:
         composition.run_sweep(words, job)
     except (Interrupted, KeyboardInterrupt) as stop:
         stopped = stop.status if isinstance(stop, Interrupted) else 130
-    except ResreproError:
+    except (ResreproError, OSError):  # outputs that cannot be written, say
         raise
     except Exception as error:  # whatever an engine raises that cannot be had, or loses a job
         print(f"resrepro train: the launcher: {one_line(error)}", file=sys.stderr, flush=True)
