@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,19 +91,26 @@ def console(name: str, iterations: int) -> Iterator[Watcher]:
     form = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
     shown: list[tqdm[Any]] = []  # from the first news on: it says where a resumed run goes on
 
+    # Writing to a terminal that was closed fails, at times before the signal that says so has come.
     def progress(now: Progress) -> None:
-        if not shown:
-            shown.append(bar(iterations, name, "it", initial=now.iteration, bar_format=form))
-        (it,) = shown
-        it.n, it.postfix = now.iteration, None
-        it.postfix = fitting(now.parts(), screen().columns - len(str(it)) - 3)
-        it.refresh()
+        with suppress(OSError):
+            if not shown:
+                shown.append(bar(iterations, name, "it", initial=now.iteration, bar_format=form))
+            (it,) = shown
+            it.n, it.postfix = now.iteration, None
+            it.postfix = fitting(now.parts(), screen().columns - len(str(it)) - 3)
+            it.refresh()
+
+    def line(text: str) -> None:
+        with suppress(OSError):
+            tqdm.write(text, file=sys.stderr)
 
     try:
-        yield Watcher(progress, lambda line: tqdm.write(line, file=sys.stderr))
+        yield Watcher(progress, line)
     finally:
-        for it in shown:
-            it.close()
+        with suppress(OSError):
+            for it in shown:
+                it.close()
 
 
 def tenths(name: str) -> Callable[[Progress], str | None]:

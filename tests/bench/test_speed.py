@@ -87,11 +87,11 @@ def test_the_command(resrepro_in: Callable[..., Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
-        ("image_size", "4", "image_size=[4]: must be 8 or more, or a list of such"),
-        ("image_size", "[]", "image_size=[]: must be 8 or more, or a list of such"),
-        ("image_size", "wide", "image_size=['wide']: must be 8 or more, or a list of such"),
+        ("image_size", "4", "image_size=4: must be from 8 to 1024 pixels each"),
+        ("image_size", "[]", "image_size=: must be from 8 to 1024 pixels each"),
+        ("image_size", "wide", "image_size=wide: must be from 8 to 1024 pixels each"),
         ("repeats", "0", "repeats=0: must be 1 or more"),
-        ("seconds", "-1", "seconds=-1: must be more than 0"),
+        ("seconds", "-1", "seconds=-1.0: must be more than 0"),
         ("conventional", "perhaps", "conventional=perhaps: must be true or false"),
     ],
 )

@@ -270,7 +270,7 @@ def test_the_answer_comes_first_and_then_what_it_is_about(page: Element) -> None
         "How claims are judged",
     ]
     answer, about = page.find("section")[1:3]
-    assert "Whether plain nets get worse with depth is not decided" in answer.text
+    assert "Plain nets get worse with depth +2.60 points of training error" in answer.text
     assert "n = 2" in answer.text
     assert answer.find("figure")[0].find("strong")[0].text == "Error against depth."
     for term in ("degradation", "constructed solution", "residual net", "overfitting", "error"):

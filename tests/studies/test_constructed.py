@@ -284,7 +284,7 @@ def test_a_folder_that_holds_no_run_is_refused_in_one_line(
     assert main(["construct", f"run={tmp_path}/nothing", "depth=20"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert f"{tmp_path}/nothing is no run's directory: it has no config.yaml; " in said
+    assert f"run={tmp_path}/nothing: there is no run; name one's directory" in said
     assert main(["construct", "depth=20"]) == 2
     assert "run is not given" in capsys.readouterr().err
 

@@ -214,7 +214,7 @@ def test_paths_are_paths(trained: list[RunDirectory], tmp_path: Path, resrepro_h
     ("words", "status", "message"),
     [
         ((), 2, r"run is not given, as in run=outputs/digits/plain-20-s0$"),
-        (("run=",), 2, r"run is not given"),
+        (("run=",), 2, r"run=: is empty; name a path, as in run=DIR"),
         (("run=absent",), 2, r"^resrepro evaluate: absent is no run's directory: .*OUTPUTS/"),
         (("run=RUN", "device=foo"), 2, r"device=foo: must be"),
         (("run=RUN", "precision=foo"), 2, r"precision=foo: must be"),

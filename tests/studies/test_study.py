@@ -31,13 +31,13 @@ NAMES = [f"{model}-{depth}-s0" for model in ("plain", "residual") for depth in (
 WORDS = ("reproduce", "study=smoke", "device=cpu", "threads=1", "recipe.iterations=6")
 
 
-def test_words_about_the_study_are_told_from_those_of_its_runs() -> None:
+def test_words_about_the_study_are_told_from_those_of_its_runs(tmp_path: Path) -> None:
     words = ["study=digits", "seed=0,1", "jobs=2", "+tag=x", "hydra.verbose=true", "depth=8"]
     own, of_runs = split_words(words, OWN_KEYS)
     assert own == ["study=digits", "jobs=2", "hydra.verbose=true"]
     assert of_runs == ["seed=0,1", "+tag=x", "depth=8"]
-    assert split_words(["--config-dir", "DIR", "seed=1"], OWN_KEYS) == (
-        ["--config-dir", "DIR"],
+    assert split_words(["--config-dir", str(tmp_path), "seed=1"], OWN_KEYS) == (
+        ["--config-dir", str(tmp_path)],
         ["seed=1"],
     )
 
@@ -223,7 +223,7 @@ def test_a_study_makes_runs_table_and_figure(smoke: tuple[Path, Any]) -> None:
     assert [row[0] for row in errors] == ["plain-8", "plain-14", "ResNet-8", "ResNet-14"]
     assert "outputs/smoke/figures/figure6.png (SVG and PDF beside it)" in done.stdout.splitlines()
     for name in NAMES:
-        assert re.search(rf"^{name}: iteration 5 of 6: train .*, test ", done.stdout, re.MULTILINE)
+        assert re.search(rf"^{name}: iteration [56] of 6: train .*, test ", done.stdout, re.MULTILINE)
 
 
 def test_a_study_again_trains_nothing_and_makes_the_same(
@@ -244,9 +244,11 @@ def test_a_study_again_trains_nothing_and_makes_the_same(
     assert tables(again.stdout) == tables(first.stdout)
 
 
-def test_a_study_trains_only_what_is_missing(smoke: tuple[Path, Any], resrepro_in: Run) -> None:
-    folder, _ = smoke
-    done = resrepro_in(folder, *WORDS, "model=plain", "seed=0,1", "depth=8")
+def test_a_study_trains_only_what_is_missing(
+    smoke: tuple[Path, Any], resrepro_in: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(smoke[0] / "outputs/smoke", tmp_path / "outputs/smoke")
+    done = resrepro_in(tmp_path, *WORDS, "model=plain", "seed=0,1", "depth=8")
     assert (done.status, done.stderr) == (0, "")
     assert "2 runs, 1 of them done" in done.stdout
     assert re.findall(r"^(\S+) begins", done.stdout, re.MULTILINE) == ["plain-8-s1"]
