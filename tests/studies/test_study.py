@@ -223,7 +223,9 @@ def test_a_study_makes_runs_table_and_figure(smoke: tuple[Path, Any]) -> None:
     assert [row[0] for row in errors] == ["plain-8", "plain-14", "ResNet-8", "ResNet-14"]
     assert "outputs/smoke/figures/figure6.png (SVG and PDF beside it)" in done.stdout.splitlines()
     for name in NAMES:
-        assert re.search(rf"^{name}: iteration [56] of 6: train .*, test ", done.stdout, re.MULTILINE)
+        assert re.search(
+            rf"^{name}: iteration [56] of 6: train .*, test ", done.stdout, re.MULTILINE
+        )
 
 
 def test_a_study_again_trains_nothing_and_makes_the_same(
