@@ -266,7 +266,7 @@ class Bench:
 
 @dataclass
 class Reproduce:
-    """How a study is run; what it is made of is for `resrepro.studies.study`."""
+    """How a study is run; what it is made of is for `resrepro.studies.plan`."""
 
     jobs: int | None
     study: Any

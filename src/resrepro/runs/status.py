@@ -40,6 +40,11 @@ class RunStatus:
     state: str
     cells: tuple[str, ...]
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to train: the run is complete, or its loss diverged."""
+        return self.state in ("complete", "diverged")
+
 
 def run_status(run: RunDirectory) -> RunStatus:
     """What the files say of a run; a damaged one is a state, not an error."""

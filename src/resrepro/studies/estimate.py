@@ -52,8 +52,7 @@ def forecast(plan: Plan) -> Iterator[str]:
         ResreproError: bench.json cannot be read.
     """
     statuses = {run.name: run_status(RunDirectory(run.directory)) for run in plan.runs}
-    states = {name: one.state for name, one in statuses.items()}
-    missing = [run for run in plan.runs if states[run.name] not in ("complete", "diverged")]
+    missing = [run for run in plan.runs if not statuses[run.name].is_finished]
     rest = {run.name: _iterations_left(run) for run in missing}
     measured = [*past_runs(plan.outputs), *bench(plan.outputs)] if missing else []
     hours: dict[str, list[float | None]] = {}
@@ -68,7 +67,7 @@ def forecast(plan: Plan) -> Iterator[str]:
     yield f"study {plan.name}: {counted(len(plan.runs), 'run')}, {done} of them done; to be made:\n"
     table = {
         "run": [run.name for run in missing],
-        "state": [states[run.name] for run in missing],
+        "state": [statuses[run.name].state for run in missing],
         "iterations": [f"{rest[run.name]:,}" for run in missing],
     } | {
         f"hours, {device}": [_figures(h) if h is not None else "?" for h in column]

@@ -73,11 +73,7 @@ def _finish(name: str, runs: list[Config], plan: Plan, train: Train | None) -> l
 
 
 def _unfinished(runs: list[Config]) -> list[Config]:
-    return [
-        run
-        for run in runs
-        if run_status(RunDirectory(run.directory)).state not in ("complete", "diverged")
-    ]
+    return [run for run in runs if not run_status(RunDirectory(run.directory)).is_finished]
 
 
 def _is_held(run: Config) -> bool:
