@@ -15,8 +15,9 @@ from resrepro.data import Dataset
 from resrepro.data.batches import EVALUATION_BATCH, Batches
 from resrepro.networks import CifarNet, build, initialise
 from resrepro.networks.blocks import PlainBlock, ResidualBlock
+from resrepro.paper.artefacts import measure_missing
 from resrepro.paper.curves import collect
-from resrepro.paper.responses import deviations, measure_missing
+from resrepro.paper.responses import deviations
 from resrepro.progress import Watcher
 from resrepro.runs.run_directory import RunDirectory
 from resrepro.training.trainer import train

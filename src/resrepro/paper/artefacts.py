@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from resrepro.errors import ResreproError
 from resrepro.paper.claims import seeds_text, tally, write_claims
-from resrepro.paper.curves import collect
+from resrepro.paper.curves import Group, collect
 from resrepro.paper.figures import FIGURES, plot_figures
 from resrepro.paper.report import Part, write_report
 from resrepro.paper.table import final_errors, write_table
@@ -25,10 +26,9 @@ def make_artefacts(outputs: str, experiment: str, artefacts: list[str]) -> Itera
     groups = collect(outputs, experiment)
     unmeasured: dict[str | None, list[str]] = {}
     if {"figure7", "claims"} & wanted:
-        from resrepro.paper.responses import measure_missing  # brings PyTorch along
-
         unmeasured = {group.tag: list(measure_missing(group)) for group in groups}
-        groups = collect(outputs, experiment)
+        if sum(map(len, unmeasured.values())) < sum(len(group.unmeasured) for group in groups):
+            groups = collect(outputs, experiment)
 
     files: list[str] = []
     parts = []
@@ -51,6 +51,20 @@ def make_artefacts(outputs: str, experiment: str, artefacts: list[str]) -> Itera
     yield from files
     if "report" in wanted:
         yield str(write_report(experiment, parts, folder / "report.html"))
+
+
+def measure_missing(group: Group) -> Iterator[str]:
+    """Measures the responses of every complete run that lacks them; yields why one cannot be."""
+    for run in group.unmeasured:
+        directory = run.directory
+        try:
+            if not directory.has_checkpoint():
+                raise ResreproError("it has no checkpoint")
+            from resrepro.paper.responses import responses  # brings PyTorch along
+
+            directory.write_responses(responses(directory))
+        except (ResreproError, OSError) as error:
+            yield f"the responses of {directory.name} cannot be measured: {error}"
 
 
 def _verdict_lines(verdicts: list[Verdict]) -> Iterator[str]:

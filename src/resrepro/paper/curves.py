@@ -197,6 +197,11 @@ class Group:
         """The families there are nets of: plain, residual, then others."""
         return list(dict.fromkeys(net.model for net in self.nets))
 
+    @property
+    def unmeasured(self) -> list[Run]:
+        """The complete runs whose responses have not been measured."""
+        return [run for net in self.nets for run in net.complete if run.responses is None]
+
     def caption(self, nets: list[Net] | None = None, finals: bool = True) -> str:
         """Data set, recipe and how it differs from the paper's, and seeds.
 

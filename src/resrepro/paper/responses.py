@@ -1,6 +1,6 @@
 """Layer responses: how much each layer's output varies (paper, section 4.2 and figure 7)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,20 +10,8 @@ from resrepro import extension, networks
 from resrepro.data import load
 from resrepro.data.batches import Batches
 from resrepro.errors import ResreproError
-from resrepro.paper.curves import Group
 from resrepro.runs.run_directory import RunDirectory
 from resrepro.training import devices
-
-
-def measure_missing(group: Group) -> Iterator[str]:
-    """Measures the responses of every complete run that lacks them; yields why one cannot be."""
-    for net in group.nets:
-        for run in net.complete:
-            if run.responses is None:
-                try:
-                    run.directory.write_responses(responses(run.directory))
-                except (ResreproError, OSError) as error:
-                    yield f"the responses of {run.directory.name} cannot be measured: {error}"
 
 
 def responses(run: RunDirectory) -> list[float]:
@@ -33,11 +21,9 @@ def responses(run: RunDirectory) -> list[float]:
     net is in evaluation mode.
 
     Raises:
-        ResreproError: the checkpoint or the data set cannot be had.
+        ResreproError: the data set cannot be had, or the checkpoint, which there must be.
     """
     config = run.config()
-    if not run.has_checkpoint():
-        raise ResreproError("it has no checkpoint")
     checkpoint, _ = run.load_checkpoint(config)
     assert checkpoint is not None
     data = load(config.data)
