@@ -7,13 +7,11 @@ from typing import Any
 
 import made_up
 import pytest
-import survival
 
 DEPTHS, SEEDS = (20, 32, 44, 56, 110), range(30)
 
 
 @pytest.mark.alone
-@pytest.mark.skipif(not survival.SOAK, reason="its limits are not met yet: scripts/soak")
 def test_three_hundred_runs(
     tmp_path: Path, resrepro_in: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

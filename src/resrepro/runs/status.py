@@ -33,11 +33,13 @@ class RunStatus:
     Attributes:
         path: the run's directory.
         state: as in summary.json, or waiting, killed or damaged.
+        iteration: that the run has come to, as far as the files tell.
         cells: a row of the table, and its note.
     """
 
     path: Path
     state: str
+    iteration: int
     cells: tuple[str, ...]
 
     @property
@@ -49,28 +51,28 @@ class RunStatus:
 def run_status(run: RunDirectory) -> RunStatus:
     """What the files say of a run; a damaged one is a state, not an error."""
     if not run.exists():
-        return _without_results(run, "waiting", "0")
+        return _without_results(run, "waiting")
     try:
         config, summary = run.config(), run.summary()
         run.metrics()
     except ResreproError as error:
-        return _without_results(run, "damaged", "", one_line(error))
+        return _without_results(run, "damaged", one_line(error))
     if summary is None:
-        return _without_results(run, "running" if run.is_locked() else "waiting", "0")
+        return _without_results(run, "running" if run.is_locked() else "waiting")
     state, note = summary["status"], summary.get("reason") or ""
     if state == "running" and run.is_locked() is False:
         state, note = "killed", "its process is gone; the same command goes on"
-    speed = summary.get("images_per_second")
+    speed, iteration = summary.get("images_per_second"), summary.get("iteration", 0)
     left = ""
     if state == "complete":
         left = f"took {duration(summary['seconds'])}"
     elif speed and state != "diverged":
-        rest = (config.recipe.iterations - summary["iteration"]) * config.recipe.batch_size
+        rest = (config.recipe.iterations - iteration) * config.recipe.batch_size
         left = f"{duration(rest / speed)} left"
     cells = (
         run.name,
         state,
-        f"{summary.get('iteration', 0):,} / {config.recipe.iterations:,}",
+        f"{iteration:,} / {config.recipe.iterations:,}",
         percent(summary.get("final_train_error")),
         percent(summary.get("final_test_error")),
         f"{speed:,.0f}" if speed else "",
@@ -78,12 +80,13 @@ def run_status(run: RunDirectory) -> RunStatus:
         run.host() if state == "running" else "",
         note,
     )
-    return RunStatus(run.path, state, cells)
+    return RunStatus(run.path, state, iteration, cells)
 
 
-def _without_results(run: RunDirectory, state: str, iteration: str, note: str = "") -> RunStatus:
+def _without_results(run: RunDirectory, state: str, note: str = "") -> RunStatus:
     host = run.host() if state == "running" else ""
-    return RunStatus(run.path, state, (run.name, state, iteration, "", "", "", "", host, note))
+    iteration = "" if state == "damaged" else "0"
+    return RunStatus(run.path, state, 0, (run.name, state, iteration, "", "", "", "", host, note))
 
 
 def percent(error: float | None) -> str:

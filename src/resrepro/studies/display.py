@@ -106,3 +106,8 @@ class Display:
 def counted(count: int, word: str) -> str:
     """1 run, 2 runs."""
     return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+def done_of(runs: list[Config], missing: list[Config]) -> str:
+    """8 runs, 3 of them done."""
+    return f"{counted(len(runs), 'run')}, {len(runs) - len(missing)} of them done"

@@ -18,7 +18,7 @@ from resrepro.configuration.schema import Config
 from resrepro.errors import ResreproError, one_line
 from resrepro.runs.run_directory import RunDirectory, find_experiments, find_runs
 from resrepro.runs.status import run_status
-from resrepro.studies.display import counted
+from resrepro.studies.display import counted, done_of
 from resrepro.studies.plan import Plan
 
 PIXELS = {"cifar10": 32, "cifar100": 32, "digits": 8}  # a side, as the images come
@@ -53,7 +53,7 @@ def forecast(plan: Plan) -> Iterator[str]:
     """
     statuses = {run.name: run_status(RunDirectory(run.directory)) for run in plan.runs}
     missing = [run for run in plan.runs if not statuses[run.name].is_finished]
-    rest = {run.name: _iterations_left(run) for run in missing}
+    rest = {run.name: run.recipe.iterations - statuses[run.name].iteration for run in missing}
     measured = [*past_runs(plan.outputs), *bench(plan.outputs)] if missing else []
     hours: dict[str, list[float | None]] = {}
     for device in sorted({one.device for one in measured}):
@@ -63,8 +63,7 @@ def forecast(plan: Plan) -> Iterator[str]:
                 seconds and rest[run.name] * run.recipe.batch_size * seconds / 3600
                 for run, seconds in zip(missing, here, strict=True)
             ]
-    done = len(plan.runs) - len(missing)
-    yield f"study {plan.name}: {counted(len(plan.runs), 'run')}, {done} of them done; to be made:\n"
+    yield f"study {plan.name}: {done_of(plan.runs, missing)}; to be made:\n"
     table = {
         "run": [run.name for run in missing],
         "state": [statuses[run.name].state for run in missing],
@@ -168,14 +167,6 @@ def bench(outputs: str) -> Iterator[Measured]:
             )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResreproError(f"{file} cannot be read: {one_line(error)}") from error
-
-
-def _iterations_left(run: Config) -> int:
-    try:
-        summary = RunDirectory(run.directory).summary() or {}
-    except ResreproError:
-        summary = {}
-    return run.recipe.iterations - int(summary.get("iteration", 0))
 
 
 def _how_to_measure(runs: list[Config]) -> str:

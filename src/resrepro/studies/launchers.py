@@ -17,7 +17,7 @@ from resrepro.errors import ConfigError, Interrupted, ResreproError, one_line
 from resrepro.runs.run_directory import RunDirectory
 from resrepro.runs.status import several
 from resrepro.studies import processes, slurm
-from resrepro.studies.display import counted
+from resrepro.studies.display import counted, done_of
 from resrepro.studies.plan import Plan
 from resrepro.studies.processes import Begun, Train
 from resrepro.studies.sweep import train_job
@@ -83,8 +83,7 @@ def launcher(words: list[str], plan: Plan) -> Train | None:
         groups = [waiting[i : i + at_once] for i in range(0, len(waiting), at_once)]
         work = Work(groups, extension.loaded(), Path.cwd())
         print(
-            f"{title}: {counted(len(runs), 'run')}, {len(runs) - len(waiting)} of them done, "
-            f"{counted(len(groups), 'job')} through {name}",
+            f"{title}: {done_of(runs, waiting)}, {counted(len(groups), 'job')} through {name}",
             flush=True,
         )
         failures = []

@@ -17,7 +17,7 @@ from resrepro.errors import Interrupted, Locked, one_line
 from resrepro.progress import Progress, Watcher
 from resrepro.runs.run_directory import RunDirectory
 from resrepro.studies import cards
-from resrepro.studies.display import Display, counted
+from resrepro.studies.display import Display, done_of
 from resrepro.studies.plan import cost
 
 # What a run imports: PyTorch, what its optimizers bring along, scikit-learn. None of them may
@@ -78,11 +78,7 @@ def train(jobs: int | None) -> Train:
     def train_them(name: str, runs: list[Config], waiting: list[Config]) -> Begun:
         shares = share_out(runs, jobs)
         at_once = len(shares.devices)
-        print(
-            f"{name}: {counted(len(runs), 'run')}, {len(runs) - len(waiting)} of them done, "
-            f"{at_once} at a time",
-            flush=True,
-        )
+        print(f"{name}: {done_of(runs, waiting)}, {at_once} at a time", flush=True)
         with interruption.watched(), Display(name, runs, waiting, at_once) as display:
             begun = _train_all(waiting, shares, display)
         return Begun(begun, list(display.failures))
