@@ -1,5 +1,6 @@
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -63,6 +64,17 @@ def test_help_of_train_shows_keys_and_choices(resrepro: Run) -> None:
     assert "study" not in text
 
 
+def test_a_reader_that_is_gone_is_no_error() -> None:
+    for words in (["--help"], ["train", "--help"]):  # less and more than a pipe's buffer takes
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run(
+            [COMMAND, *words], stdout=writing, stderr=subprocess.PIPE, check=False
+        )
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
 def test_version(resrepro: Run) -> None:
     assert resrepro("--version").stdout == f"resrepro {__version__}\n"
 
@@ -121,7 +133,7 @@ TRAIN = ("train", "data=digits", "recipe=digits")
         ([*TRAIN, "recipe.drops=0.5"], r"recipe\.drops=0\.5: must be a list of numbers"),
         ([*TRAIN, "recipe.warm_up=3"], r"recipe\.warm_up=3: must be a group of keys: "),
         ([*TRAIN, "seed=null"], r"seed=null: must be a whole number$"),
-        ([*TRAIN, "+foo=1"], r"foo: there is no such key$"),
+        ([*TRAIN, "+foo=1"], r"foo: there is no such key; --help lists those there are$"),
         ([*TRAIN, "+seed=1"], r"\+seed=1: say it without the \+$"),
         (["train", "data.image_size=100000"], r"data\.image_size=100000: must be 1024 or less$"),
         (["train", "-m", "data=digits", "seed=interval(0,1)"], r"list them: seed=A,B$"),
@@ -144,6 +156,10 @@ TRAIN = ("train", "data=digits", "recipe=digits")
         (["reproduce", "study=smoke", "depth=9"], r"depth=9"),
         (["reproduce", "stdy=smoke"], r"did you mean study\?"),
         (["reproduce", "study=smoke", "study.runs=[]"], r"study smoke: has no runs"),
+        (
+            ["reproduce", "study=smoke", "study.runs=depth"],
+            r"runs .*\(lists\).*: runs=depth is none$",
+        ),
         (["reproduce", "study=smoke", "study.artefacts=[a]"], r"no artefact a; choose among "),
         (["reproduce", "study=smoke", "jobs=1.5"], r"jobs=1\.5: must be a whole number$"),
         (["reproduce", "study=smoke", "foo=1"], r"foo is no key"),

@@ -8,6 +8,7 @@ import sys
 try:
     import difflib
     import os
+    import select
     import signal
     from collections.abc import Callable
     from contextlib import suppress
@@ -276,32 +277,15 @@ def main(arguments: list[str] | None = None) -> int:
         The exit status: 0 done, 2 the arguments are wrong, 1 anything else that failed,
         128 + the signal's number where a signal ended it.
     """
-    words = sys.argv[1:] if arguments is None else arguments
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0
-    if words[0] == "-V" or "--version" in words:
-        print(f"resrepro {__version__}")
-        return 0
+    name, *words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     with interruption.noted(is_program=arguments is None):
-        return _run(words[0], words[1:])
+        return _run(name, words)
 
 
 def _run(name: str, words: list[str]) -> int:
     """Runs a command; what goes wrong becomes a line and the exit status."""
     try:
-        for word in (name, *words):
-            if not word.isprintable() and word != word.encode(errors="replace").decode():
-                raise ConfigError(f"{word!r}: is no UTF-8")
-        if name not in COMMANDS:
-            near = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ConfigError(
-                f"there is no command {name}; {hint}choose one of {', '.join(COMMANDS)}"
-            )
-        extensions, others = extension.take_extensions(words)
-        extension.load_extensions(extensions)
-        status = COMMANDS[name].run(others)
+        status = _command(name, words)
         sys.stdout.flush()
         return status
     except (ResreproError, OSError, MemoryError) as error:
@@ -322,11 +306,29 @@ def _run(name: str, words: list[str]) -> int:
         return 130
 
 
+def _command(name: str, words: list[str]) -> int:
+    if name in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if name == "-V" or "--version" in (name, *words):
+        print(f"resrepro {__version__}")
+        return 0
+    for word in (name, *words):
+        if not word.isprintable() and word != word.encode(errors="replace").decode():
+            raise ConfigError(f"{word!r}: is no UTF-8")
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"there is no command {name}; {hint}choose one of {', '.join(COMMANDS)}")
+    extensions, others = extension.take_extensions(words)
+    extension.load_extensions(extensions)
+    return COMMANDS[name].run(others)
+
+
 def _reader_is_gone() -> bool:
     """Whether nobody reads what is printed, as behind `| head`; then nothing more is printed."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    look = select.poll()
+    look.register(sys.stdout, 0)  # errors are told without being asked for
+    if is_gone := bool(look.poll(0)):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return is_gone

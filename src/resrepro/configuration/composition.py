@@ -202,7 +202,8 @@ class Composer:
 
     def _no_key(self, command: str, key: str, known: list[str]) -> str:
         asked = self.asked or command
-        look = f"`resrepro {command} --help` lists them"
+        helps = [f"`resrepro {one} --help`" for one in dict.fromkeys((asked, command))]
+        look = f"{' and '.join(helps)} list{'' if len(helps) > 1 else 's'} them"
         if key in self.defaults(command, []):
             return f"{key} does not go with the options chosen; {look}"
         if key.startswith("optimizer.keywords."):

@@ -397,7 +397,8 @@ def _explain(error: OmegaConfBaseException, schema: Any, composed: Any) -> str:
     name = re.sub(r"\[\d+\]", "", key)
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         near = nearest(key, keys_of(schema))
-        return f"{key}: there is no such key{f'; did you mean {near}?' if near else ''}"
+        hint = f"did you mean {near}?" if near else "--help lists those there are"
+        return f"{key}: there is no such key; {hint}"
     if isinstance(error, MissingMandatoryValue):
         return f"{key} is not given"
     if isinstance(error, ValidationError) and (kind := KINDS.get(_type_of(schema, name))):

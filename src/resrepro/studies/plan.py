@@ -56,7 +56,10 @@ def plan_study(composed: DictConfig, of_runs: list[str], config_dir: str | None)
     # Not resolved: ${recipe.learning_rate} in a study means the run's.
     study: Any = OmegaConf.to_container(composed.study, resolve=False)
     try:
-        name, artefacts = study["name"], list(study["artefacts"])
+        name, artefacts = study["name"], study["artefacts"]
+        for key in ("runs", "artefacts"):
+            if not isinstance(study[key], list):
+                raise TypeError(f"{key}={study[key]} is none")
         common = [f"experiment={name}", *composition.words_of(study["overrides"])]
         sweeps = [common + composition.words_of(sweep) + of_runs for sweep in study["runs"]]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
