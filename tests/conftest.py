@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from survival import the_nursery
 
 from resrepro.cli import main
 from resrepro.configuration.composition import expand
@@ -61,26 +62,18 @@ def environment(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def resrepro_in() -> Callable[..., Done]:
-    """Runs the installed command in a folder."""
+    """Runs the command in a folder, as a fork of a process that has imported PyTorch."""
 
     def run(folder: Path, *words: str, timeout: float = 300) -> Done:
-        done = subprocess.run(
-            [COMMAND, *words],
-            cwd=folder,
-            env=environment(folder),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
+        life = the_nursery().start([*words], folder=folder, environment=environment(folder))
+        return Done(life.wait(timeout), life.out, life.err)
 
     return run
 
 
 @pytest.fixture
 def resrepro(resrepro_in: Callable[..., Done], tmp_path: Path) -> Callable[..., Done]:
-    """Runs the installed command in the test's own folder."""
+    """The same in the test's own folder."""
 
     def run(*words: str, timeout: float = 300) -> Done:
         return resrepro_in(tmp_path, *words, timeout=timeout)
@@ -92,7 +85,7 @@ def resrepro(resrepro_in: Callable[..., Done], tmp_path: Path) -> Callable[..., 
 def resrepro_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Done]:
-    """The same in this process, without the seconds that importing PyTorch takes."""
+    """The same in this process."""
 
     def run(*words: str) -> Done:
         monkeypatch.chdir(tmp_path)

@@ -194,6 +194,7 @@ class Nursery:
         moment: Moment | None = None,
         limits: dict[str, int] | None = None,
         folder: Path | None = None,
+        environment: dict[str, str] | None = None,
     ) -> Fork:
         """Starts `resrepro WORDS`.
 
@@ -202,6 +203,7 @@ class Nursery:
             moment: when and how it ends.
             limits: of the process, such as RLIMIT_FSIZE: bytes that no file may grow beyond.
             folder: where it is started.
+            environment: its variables; None: as the nursery's.
         """
         if self._life and not self._life.ended:
             kill(self._life)  # a failed test left it behind
@@ -212,6 +214,7 @@ class Nursery:
             "moment": moment and asdict(moment),
             "limits": limits or {},
             "folder": str(folder or self.folder),
+            "environment": environment,
         }
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(wish).encode() + b"\n")
@@ -412,6 +415,7 @@ def _tend() -> None:
 
     import resrepro.cli
     import resrepro.configuration.composition
+    import resrepro.paper.artefacts
     import resrepro.studies.sweep
     import resrepro.training.trainer  # noqa: F401
 
@@ -435,6 +439,7 @@ def _live(
     moment: dict[str, Any] | None,
     limits: dict[str, int],
     folder: str,
+    environment: dict[str, str] | None,
 ) -> None:
     import resource
 
@@ -445,6 +450,9 @@ def _live(
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(folder)
+    if environment is not None:
+        os.environ.clear()
+        os.environ.update(environment)
     status = 70
     try:
         if moment:
