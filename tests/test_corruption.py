@@ -38,7 +38,7 @@ FILES = (
     "checkpoint.previous.pt",
     "train.log",
 )
-TRIALS = survival.thorough(200, 200 * len(FILES))
+TRIALS = survival.thorough(80, 200 * len(FILES))
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ def look_at(run: Pristine, config: Config) -> None:
 def test_several_damaged_files_at_once(material: Material, tmp_path: Path) -> None:
     chance = random.Random(8)
     wrong = []
-    for number in range(survival.thorough(15, 200)):
+    for number in range(survival.thorough(8, 200)):
         run = chance.choice(material.runs())
         damage = {}
         for file in chance.sample(FILES, 2):

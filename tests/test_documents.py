@@ -1,4 +1,4 @@
-"""What the documents and examples show works as it stands there, but for shorter training."""
+"""What the documents and examples show works as it stands there, but for smaller, shorter runs."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from documents import ROOT, blocks, commands, first_line
 import resrepro
 
 Run = Callable[..., Any]
-SHORT = ("recipe.iterations=3", "device=cpu")
+SHORT = ("recipe.iterations=3", "recipe.batch_size=16", "model.width=4", "device=cpu")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shortened(words: list[str]) -> list[str]:
-    """A document's command without `resrepro`, and its training cut short."""
+    """A document's command without `resrepro`, and its training made small."""
     assert words[0] == "resrepro"
     trains = words[1] in ("train", "reproduce")
     return [*words[1:], *(SHORT if trains else ())]
@@ -87,7 +87,7 @@ def test_the_programs_of_python(
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {}
     for block in blocks("docs/python.md", "python"):
-        exec(block.replace('"seed=5"', '"seed=5", "recipe.iterations=3"'), names)
+        exec(block.replace('"seed=5"', f'"seed=5", *{SHORT}'), names)
     assert names["run"].summary["status"] == "complete"
     assert len(names["finals"]) >= 1
     assert resrepro.open("outputs/digits")["residual-20-s5"].curve["iteration"][-1] == 3
@@ -104,6 +104,8 @@ def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install.source = "%matplotlib inline"
     assert "ITERATIONS = 300" in settings.source
     settings.source = settings.source.replace("ITERATIONS = 300", "ITERATIONS = 3")
+    assert "study=digits" in cells[2].source
+    cells[2].source = cells[2].source.replace("study=digits", "study=digits model.width=4")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     client = nbclient.NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}

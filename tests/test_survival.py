@@ -74,7 +74,7 @@ def test_the_runs_compared_learn_and_differ_in_their_seeds(unbroken: list[dict[s
 def test_killed_at_random_moments(
     nursery: Nursery, unbroken: list[dict[str, Any]], lifetime: float, tmp_path: Path
 ) -> None:
-    wanted, killed, runs = survival.thorough(12, max(30, survival.SOAK)), 0, 0
+    wanted, killed, runs = survival.thorough(6, max(30, survival.SOAK)), 0, 0
     span = (0.1 * lifetime, 0.9 * lifetime)
     while killed < wanted:
         outputs = tmp_path / str(runs)
@@ -223,7 +223,7 @@ def test_a_killed_sweep(
 ) -> None:
     """Four runs in one process; one that is complete is left alone when the sweep starts again."""
     start = partial(nursery.start, train_words(tmp_path, "-m", "seed=0,1,2,3"))
-    kills = survival.thorough(3, max(15, survival.SOAK // 2))
+    kills = survival.thorough(2, max(15, survival.SOAK // 2))
     span = (0.3 * lifetime, (0.5 + 8 / kills) * lifetime)
     killed = live_and_die(start, kills, span, seed=3)
     life = start()

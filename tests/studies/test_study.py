@@ -330,7 +330,7 @@ def holder(run: Path) -> int:
 
 
 def test_a_killed_process_harms_only_its_run(start: Run, tmp_path: Path) -> None:
-    words = ("reproduce", "study=smoke", "device=cpu", "recipe.iterations=40", "jobs=2")
+    words = (*WORDS[:3], "recipe.iterations=40", "model.width=8", "jobs=2")
     process = start(*words)
     run = tmp_path / "outputs/smoke/plain-14-s0"
     end = time.monotonic() + 120

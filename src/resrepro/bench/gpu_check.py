@@ -98,7 +98,7 @@ class Check:
         device: auto, cpu, cuda or cuda:N.
         output: where results and runs lie.
         deadline: by the monotonic clock.
-        tests: the folder of resrepro's tests.
+        tests: the folder of resrepro's tests, or one of its files.
         results: of the parts that are done, by their names.
     """
 
@@ -150,19 +150,19 @@ class Check:
 def tests(check: Check) -> None:
     """Step 1: the tests that need a GPU (and skip themselves elsewhere)."""
     with check.part("1 tests marked gpu") as keep:
-        folder = check.tests
-        if keep and not folder.is_dir():
+        place = check.tests
+        if keep and not place.exists():
             keep(
                 {
-                    "failed": f"{folder} is not there, and an installed package has no tests; "
+                    "failed": f"{place} is not there, and an installed package has no tests; "
                     "--tests names the folder of a clone"
                 }
             )
         elif keep:
             words = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
             done = subprocess.run(
-                [*words, str(folder)],
-                cwd=folder.parent,
+                [*words, str(place)],
+                cwd=place.parent,
                 capture_output=True,
                 text=True,
                 check=False,
