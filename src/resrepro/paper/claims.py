@@ -17,7 +17,7 @@ MARGIN = 0.5  # points of error
 RESPONSE_MARGIN = 0.05  # of the natural logarithm
 # The deviation of one seed's log-odds, assumed where a net has one seed: after the paper's
 # number of iterations, and after fewer. Sources in docs/fidelity.md.
-ASSUMED, ASSUMED_SHORT, WHOLE = 0.1, 0.3, 64000
+ASSUMED, ASSUMED_SHORT, WHOLE = 0.1, 0.4, 64000
 ASSUMED_RESPONSE = 0.2  # that of the logarithm of responses
 NEAR_GUESSING = 0.9  # of guessing's error, on the training images
 

@@ -10,7 +10,7 @@ from scipy import special
 LEVEL = 0.05
 WORDS = ("supported", "contradicted", "no such effect", "indicated", "not decided")
 RESPONSE_FLOOR = 0.01  # of the deviation of one seed's logarithm of responses
-FEW = 5  # wrong images, below which each of them moves the log-odds
+FEW = 10  # wrong images, below which drawing them moves log-odds as seeds do (1 / sqrt(10) = 0.32)
 
 
 @dataclass(frozen=True)
