@@ -11,7 +11,6 @@ from shutil import copy, copytree, ignore_patterns, which
 
 import numpy as np
 import pytest
-import survival
 from data.loopback import Behaviour, Host
 from data.small_cifar import small_cifar10
 from documents import ROOT
@@ -20,8 +19,6 @@ from PIL import Image
 README = (ROOT / "README.md").read_text()
 SYSTEM = "/usr/local/bin:/usr/bin:/bin"  # a PATH without the resrepro that is tested
 
-# All of it takes minutes, longer than CI may wait where its cores are busy.
-pytestmark = pytest.mark.skipif(not survival.SOAK, reason="takes minutes: scripts/soak")
 SHORTER = {
     "recipe/paper.yaml": {"iterations: 64000": "iterations: 1", "batch_size: 128": "batch_size: 4"},
     "recipe/digits.yaml": {"iterations: 300": "iterations: 1", "batch_size: 128": "batch_size: 8"},

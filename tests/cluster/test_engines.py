@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import environment
-from survival import SOAK, outcome, unequal
+from survival import outcome, unequal
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
@@ -46,9 +46,6 @@ SLURM = (
 RAY = ("hydra/launcher=ray", "hydra.launcher.ray.remote.num_gpus=0")
 LAST_ROW = 9  # from here on a run may be complete before it can be stopped
 PATIENCE = 600.0
-
-# Real engines take minutes, and longer than CI may wait where its cores are busy.
-pytestmark = pytest.mark.skipif(not SOAK, reason="takes minutes: scripts/soak")
 
 
 def until(happened: Callable[[], Any], what: str) -> Any:

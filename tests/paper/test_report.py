@@ -272,7 +272,7 @@ def test_the_answer_comes_first_and_then_what_it_is_about(page: Element) -> None
     answer, about = page.find("section")[1:3]
     assert "Plain nets get worse with depth +2.60 points of training error" in answer.text
     assert "n = 2" in answer.text
-    assert answer.find("figure")[0].find("strong")[0].text == "Error against depth."
+    assert answer.find("figure")[0].find("strong")[0].text == "Final error against depth."
     for term in ("degradation", "constructed solution", "residual net", "overfitting", "error"):
         assert term in about.text
     assert "here it is built by hand" in about.text
@@ -680,8 +680,7 @@ addEventListener("load", () => axe.run(document, only).then(found =>
 
 
 @in_a_browser
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1200, True)], ids=["light", "dark"])
 def test_axe_finds_nothing_serious(study: Path, tmp_path: Path, width: int, dark: bool) -> None:
     """Whoever reads by keyboard, by ear or with poor sight reads it too."""
     axe = files("axe_core_python").joinpath("axe.min.js").read_text()

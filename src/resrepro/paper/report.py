@@ -164,13 +164,14 @@ def side_by_side(groups: list[Group]) -> dict[str, Any] | None:
 
 
 def _figure(drawn: Drawn) -> dict[str, Any]:
-    title = "Error against depth"
-    if drawn.name != "error-vs-depth":
-        title = f"Figure {drawn.name.removeprefix('figure')}"
+    title = f"Figure {drawn.name.removeprefix('figure')}"
+    description = DESCRIPTIONS[drawn.name]
+    if drawn.name == "error-vs-depth":
+        title, description = "Final error against depth", "A line for each family of nets."
     return {
         "name": drawn.name,
         "title": title,
-        "description": DESCRIPTIONS[drawn.name],
+        "description": description,
         "caption": drawn.caption,
         "panels": [
             inline_svg(svg, f"{drawn.file.stem}-{number}", drawn.alt if number == 0 else None)
