@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.config_store import ConfigStore
 from hypothesis import settings
 from survival import the_nursery
 
+from resrepro import extension
 from resrepro.cli import main
 from resrepro.configuration.composition import expand
 from resrepro.configuration.schema import Config
@@ -82,8 +84,26 @@ def resrepro(resrepro_in: Callable[..., Done], tmp_path: Path) -> Callable[..., 
 
 
 @pytest.fixture
+def nothing_stays_registered() -> Iterator[None]:
+    """What extensions register in this process is forgotten after the test."""
+    registry = extension._registry
+    before = {name: dict(value) for name, value in vars(registry).items() if name != "loading"}
+    repo = ConfigStore.instance().repo
+    choices = {group: dict(repo[group]) for group in ("model", "data") if group in repo}
+    yield
+    for name, value in before.items():
+        setattr(registry, name, value)
+    for group in ("model", "data"):
+        repo.pop(group, None)
+    repo.update(choices)
+
+
+@pytest.fixture
 def resrepro_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    nothing_stays_registered: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., Done]:
     """The same in this process."""
 

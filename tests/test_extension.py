@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hydra.core.config_store import ConfigStore
 
 import resrepro
 from resrepro import extension, networks
@@ -24,6 +23,7 @@ from resrepro.errors import ConfigError, ResreproError
 from resrepro.runs.run_directory import RunDirectory
 
 Run = Callable[..., Any]
+pytestmark = pytest.mark.usefixtures("nothing_stays_registered")
 
 GATED = """
 import torch
@@ -60,20 +60,6 @@ def brightness(data):
     images[labels == 1] += 100
     return resrepro.Dataset(images[:40], labels[:40], images[40:], labels[40:], classes=2)
 """
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays_registered() -> Iterator[None]:
-    registry = extension._registry
-    before = {name: dict(value) for name, value in vars(registry).items() if name != "loading"}
-    repo = ConfigStore.instance().repo
-    choices = {group: dict(repo[group]) for group in ("model", "data") if group in repo}
-    yield
-    for name, value in before.items():
-        setattr(registry, name, value)
-    for group in ("model", "data"):
-        repo.pop(group, None)
-    repo.update(choices)
 
 
 @pytest.fixture
