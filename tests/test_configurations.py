@@ -135,7 +135,7 @@ def trains_for_long(word: str) -> object:
 
 
 @settings(
-    max_examples=survival.thorough(60, 1000),
+    max_examples=survival.thorough(25, 1000),
     deadline=None,
     derandomize=not survival.SOAK,
     suppress_health_check=list(HealthCheck),

@@ -11,11 +11,14 @@ from shutil import copy, copytree, ignore_patterns, which
 
 import numpy as np
 import pytest
+import survival
 from data.loopback import Behaviour, Host
 from data.small_cifar import small_cifar10
 from documents import ROOT
 from PIL import Image
 
+# Some twenty commands in fresh processes: minutes.
+pytestmark = pytest.mark.skipif(not survival.SOAK, reason="takes minutes: scripts/soak")
 README = (ROOT / "README.md").read_text()
 SYSTEM = "/usr/local/bin:/usr/bin:/bin"  # a PATH without the resrepro that is tested
 

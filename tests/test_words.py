@@ -69,7 +69,7 @@ def _nothing_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.mark.usefixtures("_nothing_runs")
 @pytest.mark.parametrize("command", cli.COMMANDS)
 @settings(
-    max_examples=survival.thorough(8, 300),
+    max_examples=survival.thorough(5, 300),
     derandomize=not survival.SOAK,
     suppress_health_check=list(HealthCheck),
     database=None,

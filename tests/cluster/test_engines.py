@@ -1,4 +1,7 @@
-"""A sweep through real engines, whose jobs are stopped and killed in mid-run, equals itself."""
+"""A sweep through real engines, whose jobs are stopped and killed in mid-run, equals itself.
+
+Through joblib it does so in studies/test_sweep.py.
+"""
 
 import os
 import shutil
@@ -16,7 +19,7 @@ from typing import Any
 
 import pytest
 from conftest import environment
-from survival import outcome, unequal
+from survival import SOAK, outcome, unequal
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
@@ -211,6 +214,7 @@ def a_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
             node.wait(PATIENCE)
 
 
+@pytest.mark.skipif(not SOAK, reason="Ray brings sixty packages: scripts/soak")
 def test_a_sweep_through_ray(a_ray: None, sweep: Callable[..., Sweep], unbroken: Path) -> None:
     """One worker is killed in mid-run: Ray begins its job again, and it goes on."""
     through = sweep(*RAY)
@@ -219,13 +223,4 @@ def test_a_sweep_through_ray(a_ray: None, sweep: Callable[..., Sweep], unbroken:
     os.kill(int((victim / ".holder").read_text().split()[1]), signal.SIGKILL)
     through.wait()
     assert "goes on from iteration" in through.log(victim)
-    through.assert_equals(unbroken)
-
-
-# joblib
-
-
-def test_a_sweep_through_joblib(sweep: Callable[..., Sweep], unbroken: Path) -> None:
-    through = sweep("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    through.wait()
     through.assert_equals(unbroken)
