@@ -316,10 +316,10 @@ def collect(outputs: str, experiment: str) -> list[Group]:
     runs: dict[str, list[Run]] = {}
     missing: dict[str, list[str]] = {}
     for directory in find_runs(outputs, experiment):
-        config, summary = directory.config(), directory.summary()
+        config, (summary, rows) = directory.config(), directory.results()
         tag = _base_tag(config)
         lacks = missing.setdefault(tag, [])
-        run = Run(directory, config, summary or {}, directory.metrics(), directory.responses())
+        run = Run(directory, config, summary or {}, rows, directory.responses())
         if not run.rows:
             lacks.append(f"{directory.name} has not been evaluated yet")
             continue

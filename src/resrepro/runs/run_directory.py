@@ -178,21 +178,27 @@ class RunDirectory:
         Raises:
             ResreproError: the file was changed since it was written.
         """
+        return self.results()[1]
+
+    def results(self) -> tuple[dict[str, Any] | None, list[Row]]:
+        """What `summary` and `metrics` give, of the same moment.
+
+        Raises:
+            ResreproError: a file was changed since it was written.
+        """
         # The summary first: metrics.csv is written before it, and so has all it speaks of.
         summary = self.summary()
-        if summary is None:
-            return []
-        count = summary["rows"]
-        if count == 0:  # a run that failed before it began has no metrics.csv
-            return []
+        count = summary["rows"] if summary else 0
+        if summary is None or count == 0:  # a run that failed before it began has no metrics.csv
+            return summary, []
         try:
             content = self._metrics_file.read_bytes()
             rows = _rows(content)[:count]
             if _sha256(content) == summary["metrics_sha256"]:
-                return rows
+                return summary, rows
             # It may have grown since the summary was read.
             if len(rows) == count and _sha256(_csv(rows)) == summary["metrics_sha256"]:
-                return rows
+                return summary, rows
         except (OSError, ValueError, TypeError, IndexError, csv.Error):
             pass
         raise ResreproError(

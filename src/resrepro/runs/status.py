@@ -53,8 +53,7 @@ def run_status(run: RunDirectory) -> RunStatus:
     if not run.exists():
         return _without_results(run, "waiting")
     try:
-        config, summary = run.config(), run.summary()
-        run.metrics()
+        config, (summary, _) = run.config(), run.results()
     except ResreproError as error:
         return _without_results(run, "damaged", one_line(error))
     if summary is None:
