@@ -6,8 +6,7 @@ from pathlib import Path
 
 import made_up
 import pytest
-from conftest import COMMAND, environment
-from survival import SOAK
+from survival import COMMAND, SOAK
 
 DEPTHS, SEEDS = (20, 32, 44, 56, 110), range(30)
 
@@ -35,7 +34,6 @@ def test_three_hundred_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             done = subprocess.run(
                 [COMMAND, *words],
                 cwd=tmp_path,
-                env=environment(tmp_path),
                 capture_output=True,
                 text=True,
                 check=False,
