@@ -1,6 +1,5 @@
 """What several tests share: the installed command, quick configurations and made-up runs."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 from hydra.core.config_store import ConfigStore
 from hypothesis import settings
-from survival import the_nursery
+from survival import COMMAND, environment, the_nursery
 
 from resrepro import extension
 from resrepro.cli import main
@@ -27,7 +26,6 @@ settings.register_profile("resrepro", deadline=None)
 settings.load_profile("resrepro")
 
 ROOT = Path(__file__).parents[1]
-COMMAND = Path(sys.executable).with_name("resrepro")
 # Overrides that train within a second, with the same bits wherever the tests run.
 QUICK = (
     "data=digits",
@@ -53,13 +51,6 @@ class Done:
         lines = self.stderr.splitlines()
         assert len(lines) == 1, f"one line was expected on standard error:\n{self.stderr}"
         return lines[0]
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """The tests' own, with data sets and archives kept in `folder`."""
-    env = os.environ | {"RESREPRO_DATA": str(folder / "data-cache"), "COLUMNS": "200"}
-    env.pop("HYDRA_FULL_ERROR", None)
-    return env
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,13 @@ TINY = [
 ]
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """The tests' own, with data sets and archives kept in `folder`."""
+    env = os.environ | {"RESREPRO_DATA": str(folder / "data-cache"), "COLUMNS": "200"}
+    env.pop("HYDRA_FULL_ERROR", None)
+    return env
+
+
 def thorough(short: int, long: int) -> int:
     """A number of trials: for scripts/test, or for scripts/soak."""
     return long if SOAK else short

@@ -1,6 +1,6 @@
 """A sweep through real engines, whose jobs are stopped and killed in mid-run, equals itself.
 
-Through joblib it does so in studies/test_sweep.py.
+That one through joblib does is seen in studies/test_sweep.py.
 """
 
 import os
@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import environment
-from survival import SOAK, outcome, unequal
+from survival import SOAK, environment, outcome, unequal
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent

@@ -28,19 +28,11 @@ def test_three_hundred_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (10, "plot", "figure=figure6", f"experiment={made_up.EXPERIMENT}"),
         (10, "report", f"experiment={made_up.EXPERIMENT}"),
     ):
-        seconds = []
-        for _ in range(3):  # machines waver
-            begun = time.monotonic()
-            done = subprocess.run(
-                [COMMAND, *words],
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert (done.returncode, done.stderr) == (0, "")
-            seconds.append(time.monotonic() - begun)
-            if seconds[-1] < limit:
-                break
-        assert min(seconds) < limit, words
+        begun = time.monotonic()
+        done = subprocess.run(
+            [COMMAND, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        took = time.monotonic() - begun
+        assert (done.returncode, done.stderr) == (0, "")
+        assert took < limit, words
         assert words[0] != "status" or "residual-110-s29" in done.stdout
