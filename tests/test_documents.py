@@ -56,7 +56,7 @@ def test_the_commands_of_scale(resrepro_in: Run, tmp_path: Path) -> None:
     assert (len(shown), len(engines)) == (7, 2)
     for words in shown:
         if "hydra/launcher=ray" in words and not find_spec("hydra_plugins.hydra_ray_launcher"):
-            continue  # scripts/test does without Ray, CI has it
+            continue  # scripts/test does without Ray, scripts/soak has it
         short = [*words[1:], "--cfg", "job"] if words in engines else shortened(words)
         done = resrepro_in(tmp_path, *short)
         assert done.status == 0, f"{' '.join(words)}: {done.stderr}"
