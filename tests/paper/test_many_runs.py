@@ -11,7 +11,6 @@ from survival import COMMAND, SOAK
 DEPTHS, SEEDS = (20, 32, 44, 56, 110), range(30)
 
 
-@pytest.mark.alone
 @pytest.mark.skipif(
     not SOAK, reason="where others use the machine its limits are no limits: scripts/soak"
 )
