@@ -53,8 +53,24 @@ def test_an_interrupted_run_has_its_time_left_and_its_reason(
     run = made_up_run(config, rows(last=100), "interrupted")
     seen = cells(run)
     assert (seen["state"], seen["iteration"]) == ("interrupted", "100 / 1,000")
-    assert seen["time"] == "1:30 min left"  # 900 iterations of 100 images at 1,000 a second
+    assert seen["images/s"] == "2,000"
+    assert seen["time"] == "45 s left"  # 900 iterations of 100 images at 2,000 a second
     assert seen["note"] == "was made interrupted"
+
+
+def test_the_time_left_is_by_the_speed_of_late(
+    config: Config, made_up_run: Make, rows: Any
+) -> None:
+    """Whatever a run took before it came to this machine, and once in a pause."""
+    later = [replace(row, seconds=1e5 + row.seconds) for row in rows(last=600, count=30)]
+    later[-3:] = [replace(row, seconds=row.seconds + 1e4) for row in later[-3:]]
+    seen = cells(made_up_run(config, [*rows(last=10, count=1), *later[1:]], "interrupted"))
+    assert (seen["images/s"], seen["time"]) == ("2,000", "20 s left")
+
+
+def test_one_row_tells_no_speed_of_late(config: Config, made_up_run: Make, rows: Any) -> None:
+    seen = cells(made_up_run(config, rows(last=100, count=1), "interrupted"))
+    assert (seen["images/s"], seen["time"]) == ("1,000", "1:30 min left")
 
 
 @pytest.mark.parametrize("state", ["failed", "diverged"])

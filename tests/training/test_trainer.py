@@ -694,6 +694,23 @@ def test_a_run_that_failed_says_why_and_goes_on(
     assert_same_run(config.directory, unbroken.directory)
 
 
+def test_the_speed_told_is_that_of_late(quick: Callable[..., Config]) -> None:
+    """A run that was on a machine of an image a minute goes on elsewhere."""
+    config = quick(*SMALL)
+    interrupt(config, look=4)
+    run = RunDirectory(config.directory)
+    saved, _ = run.load_checkpoint(config)
+    assert saved
+    run.save_checkpoint(saved | {"seconds": 1e5}, config)
+    told: list[Progress] = []
+    train(config, Watcher(progress=told.append))
+    speeds = [now.images_per_second for now in told]
+    assert speeds[0] is None
+    assert all(speed and speed > 1 for speed in speeds[1:])
+    assert len(speeds) > 1
+    assert summary(config.directory)["images_per_second"] < 0.02
+
+
 def test_a_killed_process_costs_nothing(start: Any, quick: Callable[..., Config]) -> None:
     """Of an optimizer with more to remember than the paper's; that one is killed elsewhere."""
     words = (*SMALL, "recipe.iterations=120", "optimizer=adamw", "recipe.learning_rate=0.002")

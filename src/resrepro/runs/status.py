@@ -7,19 +7,22 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from textwrap import TextWrapper
 
 from tabulate import tabulate
 
 from resrepro.errors import ResreproError, one_line
 from resrepro.progress import duration
-from resrepro.runs.run_directory import RunDirectory, find_experiments, find_runs, too_deep
+from resrepro.runs.run_directory import Row, RunDirectory, find_experiments, find_runs, too_deep
 
 HEADERS = ("run", "state", "iteration", "train %", "test %", "images/s", "time", "host", "note")
 LEFT_OUT = ("images/s", "host", "time", "iteration")  # where a table is too wide, in this order
 RIGHT = ("iteration", "train %", "test %", "images/s", "time")
 MANY = 4  # names; of more only the first are told
+LATE = 5  # rows whose median says how long one takes now
 NOTE_WIDTH = 100  # characters at most; longer ones go on below
 WATCH_SECONDS = 2.0  # between two looks
 # What is watched comes first, what needs no more looking at last.
@@ -53,7 +56,7 @@ def run_status(run: RunDirectory) -> RunStatus:
     if not run.exists():
         return _without_results(run, "waiting")
     try:
-        config, (summary, _) = run.config(), run.results()
+        config, (summary, rows) = run.config(), run.results()
     except ResreproError as error:
         return _without_results(run, "damaged", one_line(error))
     if summary is None:
@@ -65,9 +68,10 @@ def run_status(run: RunDirectory) -> RunStatus:
     left = ""
     if state == "complete":
         left = f"took {duration(summary['seconds'])}"
-    elif speed and state != "diverged":
+    elif state != "diverged":
+        speed = speed_of_late(rows, config.recipe.batch_size) or speed
         rest = (config.recipe.iterations - iteration) * config.recipe.batch_size
-        left = f"{duration(rest / speed)} left"
+        left = f"{duration(rest / speed)} left" if speed else ""
     cells = (
         run.name,
         state,
@@ -80,6 +84,19 @@ def run_status(run: RunDirectory) -> RunStatus:
         note,
     )
     return RunStatus(run.path, state, iteration, cells)
+
+
+def speed_of_late(rows: list[Row], batch_size: int) -> float | None:
+    """Images a second by the last rows, evaluations included; None if there are too few of them.
+
+    The mean over a whole run would still count hours on a slower machine, or beside other work.
+    """
+    paces = [
+        (row.seconds - before.seconds) / (row.iteration - before.iteration)
+        for before, row in pairwise(rows[-LATE - 1 :])
+    ]
+    pace = median(paces) if paces else 0.0
+    return batch_size / pace if pace > 0 else None
 
 
 def _without_results(run: RunDirectory, state: str, note: str = "") -> RunStatus:

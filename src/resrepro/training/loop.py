@@ -65,6 +65,8 @@ class Training:
         self.checkpoint_seconds = config.checkpoint_seconds
         self.forecast = forecast(self.run.name, self.recipe.iterations)
         self.looked = self.saved = time.monotonic()
+        self.speed: float | None = None  # images a second up to the last row
+        self.row_began = (self.state.iteration, self.record.stopwatch.training_seconds())
         self.save_seconds = 0.0
 
     def run_to_end(self) -> dict[str, Any]:
@@ -121,7 +123,8 @@ class Training:
     def evaluate(self) -> None:
         """Adds a row: the training batches since the last one, and the test set."""
         state = self.state
-        self.progress()  # raises where the loss is not finite
+        self.speed = self.progress().images_per_second  # raises where the loss is not finite
+        self.row_began = (state.iteration, self.record.stopwatch.training_seconds())
         with self.record.stopwatch.evaluating():
             train_loss, train_error = self.running_errors()
             test_loss, test_error = self.step.errors("test")
@@ -144,7 +147,7 @@ class Training:
             self.run.log(
                 f"iteration {row.iteration}: train {row.train_error:.2f}%, "
                 f"test {row.test_error:.2f}%, loss {row.train_loss:.4f}, "
-                f"{self.record.images_per_second() or 0:.0f} images/s"
+                f"{self.speed or 0:.0f} images/s"
             )
             self.watcher.progress(self.progress())
 
@@ -209,8 +212,18 @@ class Training:
             self.recipe.iterations,
             train_error=100 * sums.wrong / images if images else row.train_error if row else None,
             test_error=row.test_error if row else None,
-            images_per_second=self.record.images_per_second(),
+            images_per_second=self.images_per_second(),
         )
+
+    def images_per_second(self) -> float | None:
+        """Training speed of late: since the last row or, right after it, up to it.
+
+        The mean over the whole run, summary.json's, says little of a run that goes on elsewhere.
+        """
+        iteration, seconds = self.row_began
+        images = self.recipe.batch_size * (self.state.iteration - iteration)
+        taken = self.record.stopwatch.training_seconds() - seconds
+        return images / taken if images else self.speed
 
     def diverged(self, iteration: int) -> Diverged:
         """What to raise when the loss stopped being finite."""
