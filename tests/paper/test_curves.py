@@ -224,6 +224,13 @@ def test_a_caption_says_data_recipe_seeds_and_final(
     assert "n = 1 to 2 seeds a net" in groups()[0].caption()
 
 
+def test_a_caption_says_that_nothing_is_complete(
+    quick: Quick, made_up_run: Make, rows: Rows, groups: Callable[[], list[Group]]
+) -> None:
+    made_up_run(quick("recipe.iterations=300"), rows(last=100), "running")
+    assert "; no run is complete yet" in groups()[0].caption(finals=False)
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [

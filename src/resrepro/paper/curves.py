@@ -212,7 +212,8 @@ class Group:
         counts = sorted({len(net.complete) for net in nets or self.nets})
         seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
         texts = [data_text(self.config), recipe_text(self.config), *self._other_nets()]
-        texts.append(f"n = {seeds} {'seed' if counts[-1] == 1 else 'seeds'} a net")
+        seed = "seed" if counts[-1] == 1 else "seeds"
+        texts.append(f"n = {seeds} {seed} a net" if counts[-1] else "no run is complete yet")
         return "; ".join([*texts, *(["final errors"] if finals else [])])
 
     def _other_nets(self) -> list[str]:
