@@ -167,9 +167,9 @@ def _check_fits(run: RunDirectory, own: Dataset, images: Dataset) -> None:
 def _measure(
     run: RunDirectory, step: Step, checkpoint: dict[str, Any], split: str
 ) -> list[Measured]:
-    summary, rows = run.summary() or {}, run.metrics()
+    summary, rows = run.results()
     row = rows[-1] if rows and rows[-1].iteration == checkpoint["iteration"] else None
-    clean = summary.get("clean_train_error") if row else None
+    clean = summary.get("clean_train_error") if summary and row else None
     loss, error = step.errors("train")
     train = Measured("training", len(step.batches.train[1]), error, loss, clean, None)
     loss, error = step.errors("test")

@@ -15,7 +15,7 @@ from resrepro.data import load
 from resrepro.errors import Diverged, Interrupted, ResreproError, one_line
 from resrepro.files import lock_option
 from resrepro.progress import Watcher
-from resrepro.runs.run_directory import RunDirectory
+from resrepro.runs.run_directory import Row, RunDirectory
 from resrepro.training import devices
 from resrepro.training.loop import Training
 
@@ -42,7 +42,7 @@ def train(config: Config, watcher: Watcher) -> dict[str, Any]:
                 f"warning: {run.path} is mounted with {option}: other hosts do not see its lock; "
                 "start its experiment on one host at a time"
             )
-        data, summary = None, _intact_summary(run)
+        data, (summary, _) = None, _intact_results(run)
         if trained_on := run.data_digest():
             data = load(config.data)
             run.check_data(trained_on, data.digest)  # before anything is written
@@ -87,13 +87,12 @@ def _explained() -> Iterator[None]:
         raise
 
 
-def _intact_summary(run: RunDirectory) -> dict[str, Any] | None:
-    """The summary, if it and metrics.csv are what was written; else both are made anew."""
+def _intact_results(run: RunDirectory) -> tuple[dict[str, Any] | None, list[Row]]:
+    """Summary and rows, if both files are what was written; else both are made anew."""
     try:
-        run.metrics()
-        return run.summary()
+        return run.results()
     except ResreproError:
-        return None
+        return None, []
 
 
 def _keeps_its_weights(run: RunDirectory, config: Config) -> bool:
@@ -127,9 +126,9 @@ def _write_ending(run: RunDirectory, training: Training | None, error: BaseExcep
                 training.state.rows.clear()
             training.record.write(status, reason)
         else:
-            summary = _intact_summary(run) or {"iteration": 0}
-            rows = run.metrics() if "rows" in summary else []
-            run.write_summary(summary | {"status": status, "reason": reason}, rows)
+            summary, rows = _intact_results(run)
+            ending = {"status": status, "reason": reason}
+            run.write_summary((summary or {"iteration": 0}) | ending, rows)
         run.log(f"{status}: {reason}")
         if training is not None and isinstance(error, Interrupted):
             training.watcher.progress(training.progress())
