@@ -243,8 +243,7 @@ def prepared(config: Config, data: Dataset) -> Iterator[Training]:
 def from_host(training: Training, config: Config, data: Dataset) -> Callable[[], None]:
     """An iteration as ever, but for a data set that lies in host memory."""
     step, own = training.step, training.step.batches
-    mean, layout = config.data.mean, own.memory_format
-    batches = Batches(data, mean, config.recipe, config.seed, step.device, "host", layout)
+    batches = Batches(data, config.data.mean, config.recipe, config.seed, step.device, "host")
 
     def iterate() -> None:
         step.batches = batches

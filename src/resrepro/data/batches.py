@@ -105,7 +105,6 @@ class Batches:
         seed: of the order and the augmentation.
         device: where the batches are made and used.
         resident: where the data set lies: device, host, or auto. Changes no number.
-        memory_format: of the batches.
     """
 
     def __init__(
@@ -116,10 +115,8 @@ class Batches:
         seed: int,
         device: torch.device,
         resident: str = "auto",
-        memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
         self.recipe, self.seed, self.device = recipe, seed, device
-        self.memory_format = memory_format
         self.mean = torch.from_numpy(mean_of(data.train_images, mean)).to(device)
         here = on_device(data.image_bytes, resident, device)
         self.train = _tensors(data.train_images, data.train_labels, device if here else HOST)
@@ -138,7 +135,7 @@ class Batches:
             index, top, left, flip = numbers.to(self.device, non_blocking=True)
             pixels, labels = (tensor[index] for tensor in self.train)
         x = crop_and_flip(self._normalise(pixels), top, left, flip, self.recipe.padding)
-        return x.contiguous(memory_format=self.memory_format), labels
+        return x.contiguous(memory_format=torch.channels_last), labels
 
     def unaugmented(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """The images of a split ("train" or "test") as they are, in large batches."""
@@ -153,7 +150,7 @@ class Batches:
             interruption.check()
             pixels, of_them = parts(number)
             x = self._normalise(pixels)
-            yield x.contiguous(memory_format=self.memory_format), of_them
+            yield x.contiguous(memory_format=torch.channels_last), of_them
 
     def _numbers(self, iteration: int) -> Tensor:
         """Of each image of a batch its index and what is drawn for it, int64 (4, N)."""

@@ -64,16 +64,6 @@ def set_up(config: Config, threads: int | None) -> None:
     torch.set_num_threads(threads or DEFAULT_THREADS)
 
 
-def memory_format(precision: str, device: torch.device) -> torch.memory_format:
-    """How images and weights lie in memory: channels last, as oneDNN and tensor cores want them.
-
-    A GPU's float32 convolutions run on its ordinary cores, and faster with channels first.
-    """
-    if device.type == "cuda" and precision == "float32":
-        return torch.contiguous_format
-    return torch.channels_last
-
-
 def describe(device: torch.device) -> str:
     """The kind of device, as provenance: cpu, or the GPU's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

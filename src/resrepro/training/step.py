@@ -12,7 +12,7 @@ from resrepro.configuration.schema import Config
 from resrepro.data import Dataset
 from resrepro.data.batches import Batches
 from resrepro.errors import ResreproError
-from resrepro.training import devices, evaluation, optimizers
+from resrepro.training import evaluation, optimizers
 
 
 class Sums(NamedTuple):
@@ -90,13 +90,12 @@ class Step:
     def __init__(self, config: Config, data: Dataset, device: torch.device) -> None:
         recipe = config.recipe
         self.precision, self.device = config.precision, device
-        layout = devices.memory_format(config.precision, device)
         self.batches = Batches(
-            data, config.data.mean, recipe, config.seed, device, config.data.resident, layout
+            data, config.data.mean, recipe, config.seed, device, config.data.resident
         )
         network = networks.build(config.model, config.depth, data.classes, data.channels)
         networks.initialise(network, config.seed)
-        network.to(memory_format=layout)
+        network.to(memory_format=torch.channels_last)
         self.network = network.to(device)
         network.recompute = config.activation_checkpointing
         self.logits = cast(nn.Module, torch.compile(network)) if config.compile else network
