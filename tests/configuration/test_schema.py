@@ -50,7 +50,7 @@ BASE: dict[str, Any] = {
     "evaluate_every": None,
     "device": "auto",
     "threads": None,
-    "cuda_graph": False,
+    "cuda_graph": None,
     "activation_checkpointing": False,
     "checkpoint_seconds": 60.0,
     "outputs": "outputs",

@@ -37,6 +37,25 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return make
 
 
+@pytest.fixture(autouse=True)
+def pipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a daemon of NVIDIA's MPS listens; in these tests one does."""
+    folder = tmp_path / "mps"
+    folder.mkdir()
+    (folder / "control").touch()
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(folder))
+    return folder
+
+
+def test_where_processes_take_turns_one_captured_run_has_the_card(
+    quick: Callable[..., Config], machine: Callable[..., None], pipes: Path
+) -> None:
+    (pipes / "control").unlink()
+    machine([40, 40])
+    assert shared_out(quick(), 9, ["cuda:0", "cuda:1"]) == ["cuda:0", "cuda:1"]
+    assert shared_out(quick("cuda_graph=false"), 9, ["cuda:0"]) == ["cuda:0"] * 4
+
+
 def test_without_figures_memory_cores_and_a_guess_decide(
     quick: Callable[..., Config], machine: Callable[..., None]
 ) -> None:

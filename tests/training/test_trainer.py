@@ -1053,6 +1053,19 @@ def test_the_gpu_that_is_named_is_the_current_one(
     assert chosen == ([index] if index is not None else [])
 
 
+def test_where_it_was_proven_a_step_is_captured_unless_asked_otherwise(
+    quick: Callable[..., Config],
+) -> None:
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert devices.captures(quick(), cuda)
+    assert not devices.captures(quick(), cpu)
+    assert not devices.captures(quick("cuda_graph=false"), cuda)
+    for unproven in ("compile=true", "activation_checkpointing=true", "optimizer=adamw"):
+        assert not devices.captures(quick(unproven), cuda)
+    assert not devices.captures(replace(quick(), extensions={"gated": "0" * 64}), cuda)
+    assert devices.captures(quick("optimizer=adamw", "cuda_graph=true"), cuda)
+
+
 def test_a_captured_step_is_for_gpus(quick: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match="cuda_graph=true: is for NVIDIA GPUs"):
         quietly(quick("cuda_graph=true"))

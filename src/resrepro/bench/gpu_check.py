@@ -14,6 +14,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,14 @@ from resrepro.errors import ConfigError
 from resrepro.files import write_atomically
 from resrepro.runs.provenance import provenance
 from resrepro.runs.run_directory import RunDirectory
+from resrepro.studies import cards
 from resrepro.training import devices
 
 SMALL_FILES = ("config.yaml", "metrics.csv", "summary.json", "responses.json")
 SMALL_SUFFIXES = (".png", ".svg", ".md", ".csv", ".json", ".html")
 RESERVE = 90.0  # seconds that the study leaves for what comes after it
 TESTS = Path(__file__).parents[3] / "tests"  # of a clone
-TOLERANCE = 1e-3  # relative, of the first losses
+TOLERANCE = 1e-4  # relative, of losses from the same weights: float32 rounds them by some 1e-6
 
 
 @dataclass(frozen=True)
@@ -172,37 +174,45 @@ def tests(check: Check) -> None:
 
 
 def follow(check: Check) -> None:
-    """Step 1: the first losses in float32 are those of a CPU."""
+    """Step 1: from the same weights, each of the first losses in float32 is that of a CPU."""
     for model in ("plain", "residual"):
         with check.part(f"1 {model} follows the CPU") as keep:
             if keep:
                 words = (f"model={model}", f"depth={check.sizes.depths[0]}", "deterministic=true")
                 (here,) = check.configs(*words)
-                there = replace(here, device="cpu")
-                count = check.sizes.followed
-                ours, theirs = losses(here, count), losses(there, count)
-                apart = [abs(a / b - 1) for a, b in zip(ours, theirs, strict=True)]
+                ours, theirs = losses_of_two(
+                    here, replace(here, device="cpu"), check.sizes.followed
+                )
+                apart = max(abs(a / b - 1) for a, b in zip(ours, theirs, strict=True))
                 keep(
                     {
-                        "largest of the first 10": max(apart[:10]),
-                        "largest of all": max(apart),
-                        "passed": max(apart[:10]) < TOLERANCE,
+                        "largest difference": apart,
+                        "passed": apart < TOLERANCE,
                         "device": ours,
                         "cpu": theirs,
                     }
                 )
 
 
-def losses(config: Config, count: int) -> list[float]:
-    """The training loss of each of the first iterations, on the configuration's data."""
+def losses_of_two(one: Config, other: Config, count: int) -> tuple[list[float], list[float]]:
+    """The training losses of both over the first iterations of the other, on its data.
+
+    Before each iteration the one is given the other's weights and momentum. By themselves two runs
+    that round differently part: tenfold and more an iteration at a rate of 0.1.
+    """
     from resrepro.data import load
 
-    found = []
-    with speed.prepared(config, load(config.data)) as training:
+    found: tuple[list[float], list[float]] = ([], [])
+    data = load(other.data)
+    # A captured step would go on with the momentum that it was captured with.
+    eager = replace(one, cuda_graph=False)
+    with speed.prepared(eager, data) as follower, speed.prepared(other, data) as leader:
         for _ in range(count):
-            training.step.begin_row()
-            training.iterate()
-            found.append(training.step.read().loss)
+            leader.step.begin_row()
+            follower.step.load_state(deepcopy(leader.step.state()) | {"learning_rate": 0.0})
+            for training, losses in zip((follower, leader), found, strict=True):
+                training.iterate()
+                losses.append(training.step.read().loss)
     return found
 
 
@@ -252,7 +262,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def fast(check: Check) -> None:
     """Step 3: the speed of each way to compute, beside the card's limits."""
-    switches = {"eager": [], "graph": ["cuda_graph=true"], "compiled": ["compile=true"]}
+    switches = {
+        "eager": ["cuda_graph=false"],
+        "graph": ["cuda_graph=true"],
+        "compiled": ["compile=true"],
+    }
     for mode in check.sizes.modes:
         for precision in check.sizes.precisions:
             for depth in check.sizes.depths:
@@ -268,9 +282,10 @@ def fast(check: Check) -> None:
 
 
 def at_once(check: Check) -> None:
-    """Step 3: several runs at once on the one card."""
+    """Step 3: several runs at once on the one card, in turns or, by MPS, side by side."""
+    how = ", by MPS" if cards.runs_side_by_side() else ""
     for count in check.sizes.at_once:
-        with check.part(f"3 {count} at once") as keep:
+        with check.part(f"3 {count} at once{how}") as keep:
             if keep:
                 (config,) = check.configs(f"depth={check.sizes.depths[0]}")
                 context = mp.get_context("spawn")

@@ -132,7 +132,7 @@ class Config:
     evaluate_every: int | None = None
     device: str = "auto"
     threads: int | None = None
-    cuda_graph: bool = False
+    cuda_graph: bool | None = None
     activation_checkpointing: bool = False
     checkpoint_seconds: float = 60.0
     logger: str | None = None
@@ -300,7 +300,7 @@ def from_mapping(composed: DictConfig | Mapping[str, Any], is_used: bool = True)
     if is_used and config.optimizer:
         from resrepro.configuration import optimizers  # imports PyTorch
 
-        optimizers.check(config.optimizer, config.cuda_graph)
+        optimizers.check(config.optimizer, bool(config.cuda_graph))
     _check_data(config.data, is_used, bool(config.extensions))
     return config
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,12 @@ from resrepro.data import Dataset, load
 
 BUSY = 0.25  # of a card that one run uses, as long as `resrepro bench` has not measured it
 MOST = 8  # beyond what gpu_check tries, nobody knows
+
+
+def runs_side_by_side() -> bool:
+    """Whether kernels of several processes run at once on a GPU: where NVIDIA's MPS daemon runs."""
+    pipes = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")  # noqa: S108, as MPS does
+    return (Path(pipes) / "control").exists()
 
 
 @dataclass(frozen=True)
@@ -84,8 +91,16 @@ def by_memory(run: Config, data: Dataset, card: Card) -> int:
 def by_use(run: Config, data: Dataset, card: Card) -> int:
     """How many runs keep a card busy, by what `resrepro bench` has measured on one like it.
 
-    Of what was measured with batches and images of this size the busiest counts.
+    Of what was measured with batches and images of this size the busiest counts. But where
+    processes take turns on the card, one whose iterations are captured leaves no gap to another:
+    on an H200 eight did as many iterations a second as one.
     """
+    import torch
+
+    from resrepro.training.devices import captures
+
+    if captures(run, torch.device("cuda")) and not runs_side_by_side():
+        return 1
     shares = [BUSY]
     try:
         report = json.loads((Path(run.outputs).expanduser() / "bench/bench.json").read_text())

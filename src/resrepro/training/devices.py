@@ -48,6 +48,18 @@ def check(config: Config) -> torch.device:
     return device
 
 
+def captures(config: Config, device: torch.device) -> bool:
+    """Whether an iteration is captured as a CUDA graph.
+
+    Unless it is asked for: on a GPU, for the paper's nets, optimizer and way to keep maps. These
+    were seen to give the same bits so; a block of one's own may do what no graph can hold.
+    """
+    if config.cuda_graph is not None:
+        return config.cuda_graph
+    others = (config.compile, config.activation_checkpointing, config.optimizer, config.extensions)
+    return device.type == "cuda" and not any(others)
+
+
 def set_up(config: Config, threads: int | None) -> None:
     """Sets the process's arithmetic, and the current GPU, to what the configuration says."""
     device = select(config.device)

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from resrepro import networks
 from resrepro.configuration.schema import Config
 from resrepro.data.batches import EVALUATION_BATCH
+from resrepro.training import devices
 
 OVERHEAD = 1.5  # times what tensors take; on a CPU 1.2 to 1.5 was measured (docs/performance.md)
 CONTEXT = 2**30  # bytes that CUDA and its libraries take in each process, about
@@ -63,7 +64,8 @@ def needed(config: Config, images: tuple[int, ...], classes: int) -> int:
     less, more = (live(replace(config, depth=depth), images, classes) for depth in SHALLOW)
     blocks = (config.depth - SHALLOW[0]) / (SHALLOW[1] - SHALLOW[0])
     in_training, in_evaluation = (a + blocks * (b - a) for a, b in zip(less, more, strict=True))
-    graph = in_training if config.cuda_graph else 0  # a captured step has memory of its own
+    is_captured = devices.captures(config, torch.device("cuda"))
+    graph = in_training if is_captured else 0  # a captured step has memory of its own
     return round(CONTEXT + OVERHEAD * (max(in_training, in_evaluation) + graph))
 
 

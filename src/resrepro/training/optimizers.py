@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from resrepro.configuration.optimizers import check
 from resrepro.configuration.schema import Config, paper_optimizer
+from resrepro.training import devices
 
 FUSED = ("SGD", "Adam", "AdamW")  # to one kernel on a GPU
 
@@ -25,14 +26,15 @@ def build(
     Raises:
         ConfigError: torch.optim has no such optimizer, or it does not fit.
     """
+    captured = devices.captures(config, device)
     if config.optimizer:
-        check(config.optimizer, config.cuda_graph)
+        check(config.optimizer, captured)
     described = config.optimizer or paper_optimizer(config.recipe)
     make: Callable[..., torch.optim.Optimizer] = getattr(torch.optim, described.name)
     launched: dict[str, Any] = {}
     if described.name in FUSED:
         launched["fused"] = device.type == "cuda"
-    if config.cuda_graph and "capturable" in inspect.signature(make).parameters:
+    if captured and "capturable" in inspect.signature(make).parameters:
         launched["capturable"] = True
         warnings.filterwarnings("ignore", ".*capturable=True")  # of the steps before the capture
     rate = config.recipe.learning_rate

@@ -12,7 +12,7 @@ from resrepro.configuration.schema import Config
 from resrepro.data import Dataset
 from resrepro.data.batches import Batches
 from resrepro.errors import ResreproError
-from resrepro.training import evaluation, optimizers
+from resrepro.training import devices, evaluation, optimizers
 
 
 class Sums(NamedTuple):
@@ -104,7 +104,7 @@ class Step:
         # The iteration that the device has come to, counted there and here: they must agree.
         self.now = torch.zeros((), dtype=torch.float64, device=device)
         self.launched = 0
-        self.graph = StepGraph(self.train_on) if config.cuda_graph else None
+        self.graph = StepGraph(self.train_on) if devices.captures(config, device) else None
 
     def __call__(self, iteration: int, rate: float) -> None:
         """Trains on the batch of an iteration (0, 1, 2, …) at a learning rate."""
