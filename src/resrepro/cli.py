@@ -278,6 +278,8 @@ def main(arguments: list[str] | None = None) -> int:
         128 + the signal's number where a signal ended it.
     """
     name, *words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    # Of processes that are started: a folder's own fractions.py is not the one they import.
+    os.environ["PYTHONSAFEPATH"] = "1"
     with interruption.noted(is_program=arguments is None):
         return _run(name, words)
 

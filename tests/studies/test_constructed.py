@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -345,6 +346,20 @@ def test_a_study_constructs_each_deeper_plain_net_from_the_shallowest_of_its_see
         "plain-14-s0-constructed8",
         "plain-20-s0-constructed8",
     ]
+
+
+def test_it_is_made_where_the_study_is_and_not_where_its_source_was(
+    quick: Callable[..., Config], made_up_run: Callable[..., RunDirectory]
+) -> None:
+    words = ["model=plain", "recipe.iterations=5"]
+    shallow, deep = (quick(*words, f"depth={depth}", "threads=2") for depth in (8, 14))
+    elsewhere = replace(shallow, device="cuda:3", cuda_graph=True, threads=1)
+    source = made_up_run(replace(elsewhere, data=replace(shallow.data, cache="/gone")), [ROW])
+    (source.path / "checkpoint.pt").write_bytes(b"its digest is all that is asked for")
+    (made,) = constructed_solutions([shallow, deep])
+    assert (made.device, made.cuda_graph, made.threads) == ("cpu", None, 2)
+    assert made.data == deep.data
+    assert constructed_from(source, 14).cuda_graph is None
 
 
 def test_a_study_whose_checkpoints_are_gone_keeps_what_it_constructed(

@@ -363,3 +363,12 @@ for module in {processes.PRELOADED}:
     importlib.import_module(module)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_file_in_the_users_folder_is_not_taken_for_a_librarys(
+    resrepro_in: Run, tmp_path: Path
+) -> None:
+    """Of fractions.py, which PyTorch imports, in the processes that a study starts."""
+    (tmp_path / "fractions.py").write_text("raise RuntimeError('this is not the one')\n")
+    done = resrepro_in(tmp_path, "reproduce", "study=smoke", "recipe.iterations=2", "model=plain")
+    assert done.status == 0, done.stderr

@@ -35,6 +35,7 @@ def constructed_from(source: RunDirectory, depth: int, iterations: int = 0) -> C
         outputs=str(folder.parent),
         experiment=folder.name,
         logger=None,
+        cuda_graph=None,  # the source may have been trained on a GPU, and this be done on none
         tag=_tag(config, iterations),
     )
     made = from_mapping(made.to_dict(), is_used=False)  # depth and iterations may be any word
@@ -66,13 +67,25 @@ def constructed_solutions(runs: list[Config]) -> list[Config]:
         if run.depth > source.depth and _is_complete(directory):
             there = RunDirectory(replace(run, tag=_tag(source, 0)).directory)
             try:
-                made.append(constructed_from(directory, run.depth))
+                made.append(_as_here(constructed_from(directory, run.depth), run))
             except ResreproError:
                 if not _is_complete(there):
                     raise
                 # The source's checkpoint is gone; what was made of it before stays.
                 made.append(replace(there.config(), outputs=run.outputs, experiment=run.experiment))
     return made
+
+
+def _as_here(made: Config, run: Config) -> Config:
+    """Where and how the study's own runs happen; the source may have been trained elsewhere."""
+    return replace(
+        made,
+        data=run.data,
+        device=run.device,
+        threads=run.threads,
+        cuda_graph=run.cuda_graph,
+        activation_checkpointing=run.activation_checkpointing,
+    )
 
 
 def _is_complete(run: RunDirectory) -> bool:
