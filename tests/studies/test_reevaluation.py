@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import resrepro
 from resrepro.configuration.schema import Config, Data
@@ -169,6 +170,14 @@ def test_another_arithmetic_is_told(trained: list[RunDirectory]) -> None:
         "plain-8-s0: was trained with precision float32, and is evaluated with bfloat16: "
         "digits may differ"
     ]
+
+
+def test_another_kind_of_cpu_is_told(
+    trained: list[RunDirectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX9")
+    (remark,) = evaluate(trained[0], OWN).remarks
+    assert "is evaluated with AVX9: digits may differ" in remark
 
 
 def test_a_run_in_the_middle_is_compared_with_nothing_of_another_iteration(

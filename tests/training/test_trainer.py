@@ -845,6 +845,20 @@ def test_other_threads_are_allowed_and_warned_of(quick: Callable[..., Config]) -
     torch.set_num_threads(1)
 
 
+def test_another_kind_of_cpu_is_allowed_and_warned_of(
+    quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One with AVX-512 adds in another order than one with AVX2."""
+    config = quick(*SMALL)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    interrupt(config, look=5)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    lines: list[str] = []
+    done = train(config, Watcher(line=lines.append))
+    assert done["instructions"] == "AVX512"
+    assert any("with instructions AVX512 and was trained with AVX2" in line for line in lines)
+
+
 # Divergence
 
 

@@ -148,7 +148,7 @@ def evaluate(run: RunDirectory, settings: dict[str, Any], data: Data | None = No
     with bar(count, run.name, "image") as batches.shown:
         splits = _measure(run, step, checkpoint, of.split)
     remarks = [f"warning: {warning}"] if warning else []
-    remarks += _remarks(trained, config, checkpoint, own.digest, devices.describe(device))
+    remarks += _remarks(trained, config, checkpoint, own.digest, device)
     return Evaluated(run.name, splits, is_own, [f"{run.name}: {remark}" for remark in remarks])
 
 
@@ -178,7 +178,7 @@ def _measure(
 
 
 def _remarks(
-    trained: Config, config: Config, checkpoint: dict[str, Any], digest: str, device: str
+    trained: Config, config: Config, checkpoint: dict[str, Any], digest: str, device: torch.device
 ) -> Iterator[str]:
     """What one has to know in order to compare."""
     iteration, iterations = checkpoint["iteration"], trained.recipe.iterations
@@ -189,12 +189,15 @@ def _remarks(
             f"warning: was trained on other data than there is now (SHA-256 "
             f"{checkpoint['data_digest'][:12]}…, now {digest[:12]}…)"
         )
-    pairs = {
+    pairs: dict[str, tuple[object, object]] = {
         "torch": (checkpoint["torch"], str(torch.__version__)),
-        "device": (checkpoint["devices"][-1], device),
+        "device": (checkpoint["devices"][-1], devices.describe(device)),
         "precision": (trained.precision, config.precision),
         "compile": (trained.compile, config.compile),
     }
+    instructions = checkpoint.get("instructions"), devices.instructions(device)
+    if all(instructions):  # of a CPU both times
+        pairs["instructions"] = instructions
     for key, (then, now) in pairs.items():
         if then != now:
             yield f"was trained with {key} {then}, and is evaluated with {now}: digits may differ"

@@ -81,6 +81,11 @@ def describe(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
+def instructions(device: torch.device) -> str | None:
+    """A CPU's vector instructions, AVX2 or AVX512, which round sums differently; None of a GPU."""
+    return torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else None
+
+
 class PeakMemory:
     """The most memory that a run has used, from its beginning on.
 

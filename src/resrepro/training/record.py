@@ -83,6 +83,7 @@ class Record:
         self.peak_memory = devices.PeakMemory(step.device)
         self.threads = torch.get_num_threads()
         self.devices = [devices.describe(step.device)]  # the kinds that the run was on, in order
+        self.instructions = devices.instructions(step.device)
         self.data_digest, self.classes = data.digest, data.classes
         self.parameters = networks.parameter_count(step.network)
         self.events = None
@@ -127,6 +128,7 @@ class Record:
             "seconds": self.stopwatch.seconds(),
             "device": self.devices[-1],
             "devices": list(dict.fromkeys(self.devices)),
+            "instructions": self.instructions,
             "threads": self.threads,
             "precision": self.config.precision,
             "compiled": self.config.compile,
@@ -143,6 +145,7 @@ class Record:
                 "data_digest": self.data_digest,
                 "torch": str(torch.__version__),
                 "threads": self.threads,
+                "instructions": self.instructions,
                 **self.step.state(),
                 "warming_up": state.warming_up,
                 "iteration": state.iteration,
@@ -180,6 +183,8 @@ class Record:
             "device": self.devices[-1],
         }
         there = checkpoint | {"device": checkpoint["devices"][-1]}
+        if self.instructions and there.get("instructions"):  # of a CPU both times
+            here["instructions"] = self.instructions
         self.devices = [*checkpoint["devices"], here["device"]]
         return [
             f"the run goes on with {key} {value} and was trained with {there[key]}; the last bits "
