@@ -14,7 +14,6 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -209,7 +208,7 @@ def losses_of_two(one: Config, other: Config, count: int) -> tuple[list[float], 
     with speed.prepared(eager, data) as follower, speed.prepared(other, data) as leader:
         for _ in range(count):
             leader.step.begin_row()
-            follower.step.load_state(deepcopy(leader.step.state()) | {"learning_rate": 0.0})
+            follower.step.load_state(leader.step.state() | {"learning_rate": 0.0})
             for training, losses in zip((follower, leader), found, strict=True):
                 training.iterate()
                 losses.append(training.step.read().loss)

@@ -23,6 +23,7 @@ from resrepro.errors import ConfigError, ResreproError
 from resrepro.progress import bar
 from resrepro.runs.run_directory import RunDirectory
 from resrepro.training import devices
+from resrepro.training.record import then_and_now
 from resrepro.training.step import Step
 
 HEADERS = ("run", "split", "images", "error %", "recorded", "loss", "recorded")
@@ -189,15 +190,10 @@ def _remarks(
             f"warning: was trained on other data than there is now (SHA-256 "
             f"{checkpoint['data_digest'][:12]}…, now {digest[:12]}…)"
         )
-    pairs: dict[str, tuple[object, object]] = {
-        "torch": (checkpoint["torch"], str(torch.__version__)),
-        "device": (checkpoint["devices"][-1], devices.describe(device)),
+    pairs = then_and_now(checkpoint, device) | {
         "precision": (trained.precision, config.precision),
         "compile": (trained.compile, config.compile),
     }
-    instructions = checkpoint.get("instructions"), devices.instructions(device)
-    if all(instructions):  # of a CPU both times
-        pairs["instructions"] = instructions
     for key, (then, now) in pairs.items():
         if then != now:
             yield f"was trained with {key} {then}, and is evaluated with {now}: digits may differ"

@@ -177,18 +177,27 @@ class Record:
         state.evaluated = checkpoint["evaluated"]
         state.rows[:] = [Row(*values) for values in checkpoint["rows"]]
         self.stopwatch = Stopwatch(checkpoint["seconds"], checkpoint["evaluation_seconds"])
-        here: dict[str, Any] = {
-            "torch": str(torch.__version__),
-            "threads": self.threads,
-            "device": self.devices[-1],
-        }
-        there = checkpoint | {"device": checkpoint["devices"][-1]}
-        if self.instructions and there.get("instructions"):  # of a CPU both times
-            here["instructions"] = self.instructions
-        self.devices = [*checkpoint["devices"], here["device"]]
+        self.devices = [*checkpoint["devices"], *self.devices]
+        threads = (checkpoint["threads"], self.threads)
         return [
-            f"the run goes on with {key} {value} and was trained with {there[key]}; the last bits "
+            f"the run goes on with {key} {now} and was trained with {then}; the last bits "
             "will differ from those of an unbroken run"
-            for key, value in here.items()
-            if there[key] != value
+            for key, (then, now) in (
+                then_and_now(checkpoint, self.step.device) | {"threads": threads}
+            ).items()
+            if then != now
         ]
+
+
+def then_and_now(
+    checkpoint: dict[str, Any], device: torch.device
+) -> dict[str, tuple[object, object]]:
+    """What rounds a net's numbers, where a checkpoint was saved and here, by name."""
+    pairs: dict[str, tuple[object, object]] = {
+        "torch": (checkpoint["torch"], str(torch.__version__)),
+        "device": (checkpoint["devices"][-1], devices.describe(device)),
+    }
+    instructions = checkpoint.get("instructions"), devices.instructions(device)
+    if all(instructions):  # of a CPU both times
+        pairs["instructions"] = instructions
+    return pairs
