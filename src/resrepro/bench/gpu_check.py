@@ -68,7 +68,7 @@ def real_sizes(data: str | None) -> Sizes:
         followed=50,
         killed=["depth=20", "recipe.iterations=1500", "evaluate_every=300"],
         study=["study=figure6", "recipe.iterations=16000"],
-        seconds=1.0,
+        seconds=0.5,
         pixels=32,
     )
 
