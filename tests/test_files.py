@@ -1,8 +1,25 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from resrepro.files import lock_option
+from resrepro.files import lock_option, write_atomically
+
+
+def test_a_file_that_several_write_at_once_is_one_of_theirs(tmp_path: Path) -> None:
+    file, writers = tmp_path / "claims.md", 4
+    barrier = threading.Barrier(writers)
+
+    def write(writer: int) -> None:
+        for _ in range(20):
+            barrier.wait(timeout=30)
+            write_atomically(file, bytes([writer]) * 10_000)
+
+    with ThreadPoolExecutor(writers) as pool:
+        list(pool.map(write, range(writers)))
+    assert file.read_bytes() in {bytes([writer]) * 10_000 for writer in range(writers)}
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def open(path: str | Path) -> Experiment:  # noqa: A001 (resrepro.open is what i
         ResreproError: there are no runs.
     """
     experiment = Experiment(Path(path).expanduser().absolute())
-    assert experiment.runs
+    _ = experiment.runs  # looks for them
     return experiment
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,10 +22,12 @@ LOCAL_LOCKS = {"nolock", "local_lock=flock", "local_lock=all", "localflock"}
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file so that a reader, or a crash, finds the old one or the new one whole.
 
+    Of several processes that write it at once, on whatever hosts, the last one's stays.
+
     Raises:
         OSError: the disk is full, read-only, over quota …; the old file is untouched.
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with temporary.open("wb") as file:
             file.write(content)

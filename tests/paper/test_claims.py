@@ -130,7 +130,8 @@ def test_a_verdict_is_what_the_runs_say(tmp_path: Path, key: str, case: int, wor
     [
         ((1.0, 1.4, 0.8), "supported"),
         ((0.9, 1.4, 0.8), "supported"),
-        ((1.0, 1.4, 0.81), "contradicted"),
+        ((1.0, 1.4, 0.806), "supported"),  # three images of CIFAR-10's, by rounding
+        ((1.0, 1.4, 0.82), "contradicted"),
     ],
 )
 def test_the_constructed_net_may_be_worse_for_no_seed(

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import made_up
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -446,6 +447,25 @@ def test_figure_7_has_the_responses_in_order_and_sorted(
             assert points(line) == list(enumerate(wanted(responses[model]), start=1))
     texts = [text.get_text() for text in above.get_legend().get_texts()]
     assert texts == ["plain-8", "ResNet-8"]
+
+
+@pytest.mark.parametrize(
+    ("models", "lines"),
+    [
+        (("plain", "residual"), "dashed: plain nets, solid: residual nets"),
+        (("plain", "gated"), "dashed: plain nets, dash-dotted: gated nets"),
+        (("residual", "gated"), "solid: residual nets, dash-dotted: gated nets"),
+    ],
+)
+def test_figure_7_names_the_lines_it_draws(
+    tmp_path: Path, models: tuple[str, str], lines: str
+) -> None:
+    for model in models:
+        extensions = {"gated.py": "0" * 64} if model == "gated" else None
+        made_up.write(made_up.config(tmp_path, model, 8, extensions=extensions), response=0.5)
+    drawing = figure7(made_up.group(tmp_path))
+    assert drawing
+    assert drawing.note.endswith(lines)
 
 
 def test_figure_7_needs_responses(study: Group) -> None:

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from resrepro.networks import CifarNet, build, initialise
 from resrepro.networks.blocks import PlainBlock, ResidualBlock
 from resrepro.paper.artefacts import measure_missing
 from resrepro.paper.curves import collect
-from resrepro.paper.responses import deviations
+from resrepro.paper.responses import deviations, responses
 from resrepro.progress import Watcher
 from resrepro.runs.run_directory import RunDirectory
 from resrepro.training.trainer import train
@@ -125,6 +126,17 @@ def from_checkpoint(run: Config) -> list[float]:
     pixels = np.round(bunch.images * 255 / 16).astype(np.uint8).astype(np.float64)
     images = (pixels[test] - pixels[~test].mean(0)) / 255
     return naive(network.eval(), torch.from_numpy(images[:, None]).float())
+
+
+def test_they_are_measured_in_the_runs_arithmetic(trained: list[Config]) -> None:
+    """And on another device than the run's, where that is not here."""
+    run = RunDirectory(trained[0].directory)
+    expected = responses(run)
+    run.open(replace(trained[0], device="cuda:7", tag="elsewhere"))
+    assert run.config().device == "cuda:7"
+    torch.backends.cudnn.allow_tf32 = True
+    assert responses(run) == expected
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_plot_measures_from_checkpoints_once_and_keeps_the_result(

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from resrepro.configuration.schema import Config
-from resrepro.errors import ConfigError, ResreproError
+from resrepro.errors import ConfigError, Locked, ResreproError
 from resrepro.files import write_atomically
 from resrepro.runs.run_directory import (
     Row,
@@ -494,8 +494,29 @@ def test_a_run_that_another_process_has_begun_does_not_give_way(
 ) -> None:
     for name in ("summary.json", "metrics.csv"):
         (run.path / name).unlink()
-    with pytest.raises(ConfigError, match="holds another configuration"):
-        fresh(run).open(quick("recipe.iterations=15", "recipe.learning_rate=0.5"))
+    other = quick("recipe.iterations=15", "recipe.learning_rate=0.5")
+    with (
+        pytest.raises(ConfigError, match="holds another configuration"),
+        fresh(run).opened(other),
+    ):
+        pass
+
+
+def test_a_run_that_has_just_begun_does_not_give_way(
+    quick: Callable[..., Config], tmp_path: Path
+) -> None:
+    """From its first moment on, when there is nothing yet that protects it."""
+    config, other = quick(), quick("recipe.learning_rate=0.5")
+    path = tmp_path / "begun"
+    with RunDirectory(path).opened(config):
+        with (
+            pytest.raises(ConfigError, match="holds another configuration"),
+            RunDirectory(path).opened(other),
+        ):
+            pass
+        with pytest.raises(Locked), RunDirectory(path).opened(config):
+            pass
+        assert RunDirectory(path).config() == config
 
 
 # A directory that protects nothing

@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import json
 import math
@@ -29,6 +30,7 @@ from resrepro.progress import Progress, Watcher
 from resrepro.runs.run_directory import RunDirectory
 from resrepro.training import devices, loop, optimizers, trainer
 from resrepro.training.loop import Training
+from resrepro.training.record import Stopwatch
 from resrepro.training.step import Step, StepGraph
 from resrepro.training.trainer import train
 
@@ -709,6 +711,34 @@ def test_the_speed_told_is_that_of_late(quick: Callable[..., Config]) -> None:
     assert all(speed and speed > 1 for speed in speeds[1:])
     assert len(speeds) > 1
     assert summary(config.directory)["images_per_second"] < 0.02
+
+
+def test_the_speed_is_without_evaluations(
+    quick: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one, of all training images, among them."""
+    errors = Step.errors
+
+    def slow(step: Step, split: str) -> tuple[float, float]:
+        time.sleep(0.5)
+        return errors(step, split)
+
+    monkeypatch.setattr(Step, "errors", slow)
+    config = quick(*SMALL)
+    written = quietly(config)
+    images = config.recipe.iterations * config.recipe.batch_size
+    slept = 0.5 * (len(rows(config.directory)) + 1)
+    assert images / written["images_per_second"] < written["seconds"] - slept
+
+
+def test_an_evaluation_that_was_broken_off_is_no_training() -> None:
+    stopwatch = Stopwatch(10.0, 4.0)
+    with contextlib.suppress(KeyboardInterrupt), stopwatch.evaluating():
+        time.sleep(0.1)
+        assert stopwatch.evaluation_seconds() >= 4.1
+        raise KeyboardInterrupt
+    assert stopwatch.evaluation_seconds() >= 4.1
+    assert 6 <= stopwatch.training_seconds() < 6.05
 
 
 def test_a_killed_process_costs_nothing(start: Any, quick: Callable[..., Config]) -> None:

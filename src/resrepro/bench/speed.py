@@ -74,7 +74,8 @@ class Speed:
         activation_bytes: that an iteration keeps for the backward pass.
         matrix_rate: floating-point operations a second in large matrix products.
         copy_bandwidth: bytes read and written a second in a large copy.
-        peak_memory_bytes: of the GPU, or of the process, for its first measurement.
+        peak_memory_bytes: of training, on the GPU; on a CPU of the process, for its first
+            measurement.
     """
 
     name: str
@@ -143,7 +144,7 @@ class Settings:
 
 
 def bench(runs: list[Config], settings: Settings, folder: Path) -> list[Speed]:
-    """Measures some configurations at some image sizes; writes bench.json and bench.png."""
+    """Measures some configurations at some image sizes; writes what is to be kept of it."""
     measured = []
     total = len(runs) * len(settings.image_sizes) * settings.repeats
     with bar(total, "bench", "repeat") as progress:
@@ -189,12 +190,15 @@ def measure(
     with prepared(config, data) as training:
         device = training.step.device
         clock = Clock(device)
+        counts = {"loop": iterations_for(training.iterate, settings, clock)}
+        peak_memory = training.record.peak_memory.bytes()  # before all that follows takes its own
         loops = {"loop": training.iterate, "host": from_host(training, config, data)}
         if settings.conventional:
             loops["conventional"] = conventional(config, data, device)
         multiply, operations = matrix_product(device, config.precision)
         copy, copied = large_copy(device)
-        counts = {name: iterations_for(loop, settings, clock) for name, loop in loops.items()}
+        for name in loops.keys() - counts.keys():
+            counts[name] = iterations_for(loops[name], settings, clock)
         times: dict[str, list[float]] = defaultdict(list)
         parts: dict[str, list[float]] = defaultdict(list)
         for _ in range(settings.repeats):
@@ -221,7 +225,7 @@ def measure(
             activation_bytes=activation_bytes,
             matrix_rate=operations / median["multiply"],
             copy_bandwidth=copied / median["copy"],
-            peak_memory_bytes=training.record.peak_memory.bytes(),
+            peak_memory_bytes=peak_memory,
         )
 
 

@@ -81,10 +81,7 @@ class Run:
         return float(np.log(self.responses).mean()) if self.responses else None
 
     def images(self, quantity: str) -> int:
-        """How many images an error was measured on."""
-        if quantity == "final_train_error":
-            before = self.rows[-2].iteration if len(self.rows) > 1 else 0
-            return (self.rows[-1].iteration - before) * self.config.recipe.batch_size
+        """How many images an evaluated error was measured on."""
         split = "train_images" if quantity == "clean_train_error" else "test_images"
         return int(self.summary[split])
 

@@ -17,6 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from scipy.optimize import isotonic_regression
 
 from resrepro.errors import ConfigError
+from resrepro.files import write_atomically
 from resrepro.paper.curves import Group, Net, Run, family_title
 from resrepro.paper.published import PUBLISHED
 
@@ -35,6 +36,13 @@ FAMILY_COLOURS = {"plain": "#d55e00", "residual": "#0072b2"}
 MORE_COLOURS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 FAMILY_LINES: dict[str, Any] = {"plain": DASHED, "residual": "-"}
 MORE_LINES: tuple[Any, ...] = ((0, (6, 2, 1, 2)), (0, (1, 1.5)), (0, (8, 2, 1, 2, 1, 2)))
+IN_WORDS = dict(
+    zip(
+        (DASHED, "-", *MORE_LINES),
+        ("dashed", "solid", "dash-dotted", "dotted", "dash-dot-dotted"),
+        strict=True,
+    )
+)
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -207,11 +215,11 @@ def figure7(group: Group) -> Drawing | None:
         if not is_sorted:
             axis.legend(ncols=2, framealpha=0.85, edgecolor="none")
 
-    families = [family_title(model) for model in group.families]
     note = "deviation of each 3x3 layer's responses after BN, over the test set"
     if len({net.model for net in nets}) > 1:
-        lines = ("dashed", "solid", "dash-dotted", "dotted", "dash-dot-dotted")
-        note += "; " + ", ".join(f"{ln}: {f}" for ln, f in zip(lines, families, strict=False))
+        lines = _family_lines(group)
+        words = (f"{IN_WORDS[lines[model]]}: {family_title(model)}" for model in group.families)
+        note += f"; {', '.join(words)}"
     panels = [partial(panel, is_sorted=is_sorted) for is_sorted in (False, True)]
     return Drawing(panels, nets, note, (6.4, 2.6), is_stacked=True)
 
@@ -312,7 +320,9 @@ def _save(figure: Figure, folder: Path, stem: str) -> Path:
     _lay_out(figure)
     undated: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     for form in FORMATS:
-        figure.savefig(folder / f"{stem}.{form}", dpi=200, metadata=undated.get(form))
+        file = io.BytesIO()
+        figure.savefig(file, format=form, dpi=200, metadata=undated.get(form))
+        write_atomically(folder / f"{stem}.{form}", file.getvalue())
     return folder / f"{stem}.png"
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 PAPER = "He et al. 2015, table 6"
-READ_OFF = "He et al. 2015, read off figure 6"
 AMARTYN = "a-martyn/resnet (one seed, 164 epochs)"
 AKAMASTER = "akamaster/pytorch_resnet_cifar10 (best)"
 

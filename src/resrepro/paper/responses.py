@@ -1,6 +1,7 @@
 """Layer responses: how much each layer's output varies (paper, section 4.2 and figure 7)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from resrepro import extension, networks
 from resrepro.data import load
 from resrepro.data.batches import Batches
-from resrepro.errors import ResreproError
+from resrepro.errors import ConfigError, ResreproError
 from resrepro.runs.run_directory import RunDirectory
 from resrepro.training import devices
 
@@ -18,7 +19,7 @@ def responses(run: RunDirectory) -> list[float]:
     """The deviation of each 3x3 layer's responses over the test set, in layer order.
 
     A response is a layer's output after BN and before the nonlinearity and the addition. The
-    net is in evaluation mode.
+    net is in evaluation mode, on the run's device, where it is here, and in its arithmetic.
 
     Raises:
         ResreproError: the data set cannot be had, or the checkpoint, which there must be.
@@ -29,12 +30,24 @@ def responses(run: RunDirectory) -> list[float]:
     data = load(config.data)
     if data.digest != checkpoint["data_digest"]:
         raise ResreproError("the data set is not the one it was trained on")
-    device = devices.select("auto")
-    batches = Batches(data, config.data.mean, config.recipe, config.seed, device)
+    here = replace(config, device=_device(config.device))
+    devices.set_up(here, checkpoint["threads"])
+    device = devices.select(here.device)
+    batches = Batches(
+        data, config.data.mean, config.recipe, config.seed, device, config.data.resident
+    )
     extension.require(config.extensions)
     network = networks.build(config.model, config.depth, data.classes, data.channels)
     network.load_state_dict(checkpoint["network"])
     return deviations(network.to(device).eval(), batches)
+
+
+def _device(name: str) -> str:
+    try:
+        devices.select(name)
+    except ConfigError:  # it was trained elsewhere
+        return "auto"
+    return name
 
 
 @torch.no_grad()

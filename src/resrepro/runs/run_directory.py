@@ -15,7 +15,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 
 class RunDirectory:
-    """The files of one run: config.yaml, metrics.csv, summary.json, checkpoint.pt, train.log."""
+    """The files of one run: config.yaml, metrics.csv, summary.json, checkpoints, and the rest."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -74,8 +74,26 @@ class RunDirectory:
     def _config_file(self) -> Path:
         return self.path / "config.yaml"
 
+    @contextmanager
+    def opened(self, config: Config) -> Iterator[None]:
+        """Makes the directory, or checks that it holds the same run, and holds its lock.
+
+        Raises:
+            ConfigError: it holds another configuration.
+            Locked: another process has it; the message names it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.locked())
+            except Locked:
+                self._refuse_another(config)
+                raise
+            self.open(config)
+            yield
+
     def open(self, config: Config) -> None:
-        """Makes the directory, or checks that it holds the same run.
+        """Makes the directory, or checks that it holds the same run. To be done under its lock.
 
         Where the run that it holds has no checkpoint and no row, this one takes its place: there
         is nothing to protect, and what kept that one from training may just have been mended.
@@ -84,39 +102,32 @@ class RunDirectory:
             ConfigError: it holds another configuration.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        if self.exists():
-            if (differ := differences(self.config(), config)) and not self._was_emptied():
-                values = [f"{key} {there}, here {here}" for key, (there, here) in differ.items()]
-                raise ConfigError(
-                    f"{self.path} holds another configuration ({'; '.join(values)}); give this "
-                    "run a place of its own with tag=WORD or experiment=NAME"
-                )
-            if not differ and self.config().name == config.name:
-                return
-        self._config = config
-        self._write_config()
+        if not self.has_checkpoint() and not self._has_rows():
+            self._make_way(config)
+        self._refuse_another(config)
+        if not self.exists() or self.config().name != config.name:
+            self._write_config(config)
 
-    def _write_config(self) -> None:
-        text = OmegaConf.to_yaml(OmegaConf.create(self.config().to_dict()))
+    def _refuse_another(self, config: Config) -> None:
+        if self.exists() and (differ := differences(self.config(), config)):
+            values = [f"{key} {there}, here {here}" for key, (there, here) in differ.items()]
+            raise ConfigError(
+                f"{self.path} holds another configuration ({'; '.join(values)}); give this "
+                "run a place of its own with tag=WORD or experiment=NAME"
+            )
+
+    def _make_way(self, config: Config) -> None:
+        """Puts a configuration in the place of one that never trained."""
+        if self.exists() and differences(self.config(), config):
+            for file in (self._summary_file, self._metrics_file, self._responses_file):
+                file.unlink(missing_ok=True)
+            self.log("never trained; another configuration takes its place")
+            self._write_config(config)
+
+    def _write_config(self, config: Config) -> None:
+        text = OmegaConf.to_yaml(OmegaConf.create(config.to_dict()))
         write_atomically(self._config_file, text.encode())
-
-    def _was_emptied(self) -> bool:
-        """Empties a directory that protects nothing, if no process trains there. Whether it did."""
-        if self._is_worth_keeping():
-            return False
-        try:
-            with self.locked():
-                if self._is_worth_keeping():  # by now
-                    return False
-                for file in (self._summary_file, self._metrics_file, self._responses_file):
-                    file.unlink(missing_ok=True)
-                self.log("never trained; another configuration takes its place")
-        except Locked:
-            return False
-        return True
-
-    def _is_worth_keeping(self) -> bool:
-        return self.has_checkpoint() or self._has_rows()
+        self._config = config
 
     def config(self) -> Config:
         """The run's configuration.
@@ -215,7 +226,7 @@ class RunDirectory:
     def write_summary(self, summary: dict[str, Any], rows: Sequence[Row]) -> None:
         """Replaces summary.json; adds what ties it to metrics.csv and to itself."""
         if not self._config_file.exists():  # removed while the run went on
-            self._write_config()
+            self._write_config(self.config())
         body = summary | {
             "name": self.config().name,
             "config_hash": config_hash(self.config()),
@@ -399,10 +410,17 @@ class RunDirectory:
             raise Locked(f"{self.path} is being trained by {self.holder()}") from None
         try:
             holder = f"process {os.getpid()} on {socket.gethostname()}"
+            self._sweep()
             write_atomically(self.path / ".holder", holder.encode())
             yield
         finally:
             lock.release()
+
+    def _sweep(self) -> None:
+        """Removes what a killed process had half written, of the files that the lock is for."""
+        for file in self.path.glob(".*.partial"):
+            if not file.name.startswith(f".{self._responses_file.name}."):
+                file.unlink(missing_ok=True)
 
     def is_locked(self) -> bool | None:
         """Whether a living process trains here; None where the file system cannot tell."""

@@ -98,8 +98,9 @@ class Training:
             if line := self.forecast(state.iteration, now):
                 self.say(line)
         if now - self.saved >= self.checkpoint_seconds:
-            self.save()
-            self.record.write("running")
+            with self.record.stopwatch.evaluating():
+                self.save()
+                self.record.write("running")
 
     def rate(self, iteration: int) -> float:
         """The learning rate of an iteration."""
@@ -175,8 +176,9 @@ class Training:
 
     def finish(self) -> dict[str, Any]:
         """Saves a run whose last iteration is done, and sums it up."""
-        _, clean = self.step.errors("train")
-        self.save()
+        with self.record.stopwatch.evaluating():
+            _, clean = self.step.errors("train")
+            self.save()
         summary = self.record.write("complete", clean_train_error=clean)
         last = self.state.rows[-1]
         self.say(

@@ -38,30 +38,36 @@ class State:
 
 
 class Stopwatch:
-    """The time that a run has taken, over all processes it was in.
-
-    Attributes:
-        evaluation_seconds: of it, in evaluating and saving.
-    """
+    """The time that a run has taken, over all processes it was in."""
 
     def __init__(self, seconds: float = 0.0, evaluation_seconds: float = 0.0) -> None:
-        self.evaluation_seconds = evaluation_seconds
         self._before, self._began = seconds, time.monotonic()
+        self._evaluated = evaluation_seconds
+        self._evaluation_began: float | None = None
 
     def seconds(self) -> float:
         """In all."""
         return self._before + time.monotonic() - self._began
 
+    def evaluation_seconds(self) -> float:
+        """In evaluating and saving."""
+        if self._evaluation_began is None:
+            return self._evaluated
+        return self._evaluated + time.monotonic() - self._evaluation_began
+
     def training_seconds(self) -> float:
         """Without evaluations."""
-        return self.seconds() - self.evaluation_seconds
+        return self.seconds() - self.evaluation_seconds()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """The time in the block counts as evaluation."""
-        began = time.monotonic()
-        yield
-        self.evaluation_seconds += time.monotonic() - began
+        self._evaluation_began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._evaluated = self.evaluation_seconds()
+            self._evaluation_began = None
 
 
 class Record:
@@ -153,7 +159,7 @@ class Record:
                 "evaluated": state.evaluated,
                 "rows": [list(astuple(row)) for row in state.rows],
                 "seconds": self.stopwatch.seconds(),
-                "evaluation_seconds": self.stopwatch.evaluation_seconds,
+                "evaluation_seconds": self.stopwatch.evaluation_seconds(),
                 "devices": list(dict.fromkeys(self.devices)),
             },
             self.config,

@@ -35,8 +35,7 @@ def train(config: Config, watcher: Watcher) -> dict[str, Any]:
     run = RunDirectory(config.directory)
     if not run.exists():
         devices.check(config)  # what cannot run here leaves no directory behind
-    run.open(config)
-    with run.locked(), _explained():
+    with run.opened(config), _explained():
         if option := lock_option(run.path):
             watcher.line(
                 f"warning: {run.path} is mounted with {option}: other hosts do not see its lock; "
