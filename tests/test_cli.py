@@ -1,5 +1,6 @@
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -133,6 +134,9 @@ TRAIN = ("train", "data=digits", "recipe=digits")
         ([*TRAIN, "recipe.drops=0.5"], r"recipe\.drops=0\.5: must be a list of numbers"),
         ([*TRAIN, "recipe.warm_up=3"], r"recipe\.warm_up=3: must be a group of keys: "),
         ([*TRAIN, "seed=null"], r"seed=null: must be a whole number$"),
+        (["plot", "experiment="], r"experiment=: is empty; name an experiment's folder$"),
+        ([*TRAIN, "tag='???'"], r"tag is not given$"),
+        (["status", "outputs='???'"], r"outputs is not given$"),
         ([*TRAIN, "+foo=1"], r"foo: there is no such key; --help lists those there are$"),
         ([*TRAIN, "+seed=1"], r"\+seed=1: say it without the \+$"),
         (["train", "data.image_size=100000"], r"data\.image_size=100000: must be 1024 or less$"),
@@ -322,6 +326,23 @@ def test_a_damaged_run_names_its_file(
     done = resrepro_here("plot", "experiment=digits")
     assert done.status == 1
     assert re.search(r"residual-8-s0/summary\.json is damaged", done.error)
+
+
+def test_help_is_shown_where_letters_are_few(tmp_path: Path) -> None:
+    env = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    for command in ("train", "reproduce", "data"):
+        words = [COMMAND, command, "--help"]
+        done = subprocess.run(words, env=env, cwd=tmp_path, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_standard_streams_may_be_closed(tmp_path: Path) -> None:
+    """As some daemons start what they run."""
+    command = shlex.join([str(COMMAND), *TRAIN, "recipe.iterations=3", f"outputs={tmp_path}"])
+    for closed in (">&-", "2>&-", "<&- >&- 2>&-"):
+        done = subprocess.run(["sh", "-c", f"{command} seed={len(closed)} {closed}"], check=False)
+        assert done.returncode == 0, closed
+    assert len(list(tmp_path.glob("digits/*/summary.json"))) == 3
 
 
 def test_the_whole_error_can_be_asked_for(tmp_path: Path) -> None:

@@ -47,6 +47,25 @@ def test_the_net_gives_the_error_that_was_written_down(trained: Experiment) -> N
         assert 100 * wrong / count == run.summary[key]
 
 
+def test_no_other_split_is_taken_for_one(trained: Experiment) -> None:
+    with pytest.raises(ConfigError, match="'training' is no split; there are train and test"):
+        next(trained.runs[0].batches("training"))
+
+
+def test_the_net_of_a_lost_checkpoint_is_not_that_of_the_one_before(trained: Experiment) -> None:
+    run = trained["plain-8-s1"]
+    whole = (run.path / "checkpoint.pt").read_bytes()
+    try:
+        for damage in (lambda file: file.write_bytes(b"x"), Path.unlink):
+            damage(run.path / "checkpoint.pt")
+            with pytest.raises(
+                ResreproError, match=r"is (damaged|lost), that of iteration [1-4] is left"
+            ):
+                run.network()
+    finally:
+        (run.path / "checkpoint.pt").write_bytes(whole)
+
+
 def test_frames(trained: Experiment) -> None:
     pytest.importorskip("pandas")
     curves, finals = trained.curves(), trained.finals()
@@ -69,6 +88,8 @@ def test_what_is_not_there_is_said(tmp_path: Path, quick: Callable[..., Config])
         resrepro.open(tmp_path / "digits")
     with pytest.raises(ConfigError, match="these are 2 runs"):
         resrepro.train(["data=digits", "seed=0,1"])
+    with pytest.raises(ConfigError, match="give a list of overrides"):
+        resrepro.train("depth=8")
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         resrepro.nothing  # noqa: B018
 

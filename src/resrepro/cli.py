@@ -7,6 +7,7 @@ import sys
 
 try:
     import difflib
+    import io
     import os
     import select
     import signal
@@ -280,8 +281,23 @@ def main(arguments: list[str] | None = None) -> int:
     name, *words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     # Of processes that are started: a folder's own fractions.py is not the one they import.
     os.environ["PYTHONSAFEPATH"] = "1"
+    if arguments is None:
+        _ready_standard_streams()
     with interruption.noted(is_program=arguments is None):
         return _run(name, words)
+
+
+def _ready_standard_streams() -> None:
+    """Leads those that were closed, as for some daemons, to nowhere; all take any letter."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # It gets the number that is free: theirs, which processes that are started go by.
+            number = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a Latin-1 terminal has no ellipsis
 
 
 def _run(name: str, words: list[str]) -> int:

@@ -63,15 +63,13 @@ class Run:
 
         Raises:
             ConfigError: it needs an extension that was not given; see `resrepro.use`.
-            ResreproError: there is no checkpoint.
+            ResreproError: there is no checkpoint, or that of a complete run's end is lost.
         """
         from resrepro import networks
 
         config, summary = self.config, self.summary
         extension.require(config.extensions)
-        checkpoint, _ = self._directory.load_checkpoint(config)
-        if checkpoint is None:
-            raise ResreproError(f"{self.path} has no checkpoint")
+        checkpoint = self._directory.load_final_checkpoint()
         channels = checkpoint["network"]["conv.weight"].shape[1]
         network = networks.build(config.model, config.depth, summary["classes"], channels)
         network.load_state_dict(checkpoint["network"])
@@ -84,6 +82,7 @@ class Run:
             float32 (N, C, H, W) and int64 (N,), without augmentation, in large batches.
 
         Raises:
+            ConfigError: there is no such split.
             ResreproError: the data cannot be had, or are not those that it was trained on.
         """
         import torch
@@ -91,6 +90,8 @@ class Run:
         from resrepro.data import load
         from resrepro.data.batches import Batches
 
+        if split not in ("train", "test"):
+            raise ConfigError(f"{split!r} is no split; there are train and test")
         config, data = self.config, load(self.config.data)
         self._directory.check_data(self.summary["data_digest"], data.digest)
         made = Batches(data, config.data.mean, config.recipe, config.seed, torch.device("cpu"))
@@ -161,6 +162,8 @@ def train(overrides: Sequence[str]) -> Run:
     """
     from resrepro.studies.sweep import train_one
 
+    if isinstance(overrides, str):
+        raise ConfigError(f"{overrides!r}: give a list of overrides, such as [{overrides!r}]")
     runs = composition.expand("train", [list(overrides)], None)
     if len(runs) != 1:
         raise ConfigError(f"these are {len(runs)} runs; give one at a time")

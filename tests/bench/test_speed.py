@@ -91,7 +91,8 @@ def test_the_command(resrepro_in: Callable[..., Any], tmp_path: Path) -> None:
         ("image_size", "[]", "image_size=: must be from 8 to 1024 pixels each"),
         ("image_size", "wide", "image_size=wide: must be from 8 to 1024 pixels each"),
         ("repeats", "0", "repeats=0: must be 1 or more"),
-        ("seconds", "-1", "seconds=-1.0: must be more than 0"),
+        ("seconds", "-1", "seconds=-1.0: must be more than 0, and finite"),
+        ("seconds", "inf", "seconds=inf: must be more than 0, and finite"),
         ("conventional", "perhaps", "conventional=perhaps: must be true or false"),
     ],
 )

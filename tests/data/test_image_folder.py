@@ -192,6 +192,18 @@ def test_no_image_is_enlarged(root: Path, size: int, name: str) -> None:
     assert str(root / f"{name}.png") in str(caught.value)
 
 
+def test_a_size_that_no_image_has_is_not_advised(root: Path) -> None:
+    write(root / "test/cat/g.png", 2, 2)
+    with pytest.raises(ResreproError, match="only averages down; 8 or more are needed"):
+        open_folder(root, 10)
+
+
+def test_images_that_are_no_squares_need_a_size(tmp_path: Path) -> None:
+    for place in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        write(tmp_path / place / "g.png", 16, 12)
+    assert_refused(tmp_path, "is 12x16 pixels, and no square; data.image_size=N", "")
+
+
 def test_a_huge_size_is_refused_before_memory_is_asked_for(root: Path) -> None:
     with pytest.raises(ResreproError, match="only averages down"):
         open_folder(root, 100_000)

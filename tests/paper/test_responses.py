@@ -1,6 +1,5 @@
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +131,9 @@ def test_they_are_measured_in_the_runs_arithmetic(trained: list[Config]) -> None
     """And on another device than the run's, where that is not here."""
     run = RunDirectory(trained[0].directory)
     expected = responses(run)
-    run.open(replace(trained[0], device="cuda:7", tag="elsewhere"))
+    file = run.path / "config.yaml"
+    file.write_text(file.read_text().replace("device: cpu", "device: cuda:7"))
+    run = RunDirectory(run.path)
     assert run.config().device == "cuda:7"
     torch.backends.cudnn.allow_tf32 = True
     assert responses(run) == expected
@@ -179,6 +180,20 @@ def test_a_run_of_a_damaged_checkpoint_is_named(trained: list[Config], tmp_path:
     assert lack.startswith("the responses of plain-8-s0 cannot be measured: ")
     assert "\n" not in lack
     assert (trained[1].directory / "responses.json").exists()
+
+
+def test_of_a_damaged_last_checkpoint_the_one_before_is_not_measured(
+    trained: list[Config], tmp_path: Path
+) -> None:
+    run = RunDirectory(trained[0].directory)
+    checkpoint, _ = run.load_checkpoint(trained[0])
+    assert checkpoint
+    run.save_checkpoint(checkpoint | {"iteration": 1}, trained[0])
+    run.save_checkpoint(checkpoint, trained[0])
+    (run.path / "checkpoint.pt").write_bytes(b"damaged")
+    (lack,) = measure_missing(collect(f"{tmp_path}/outputs", "digits")[0])
+    assert "the last checkpoint is damaged, that of iteration 1 is left" in lack
+    assert not (run.path / "responses.json").exists()
 
 
 def test_a_run_without_checkpoint_is_named_and_others_are_measured(

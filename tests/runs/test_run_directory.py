@@ -25,6 +25,7 @@ from PIL import Image
 from resrepro.configuration.schema import Config
 from resrepro.errors import ConfigError, Locked, ResreproError
 from resrepro.files import write_atomically
+from resrepro.progress import Watcher
 from resrepro.runs.run_directory import (
     Row,
     RunDirectory,
@@ -34,6 +35,7 @@ from resrepro.runs.run_directory import (
     natural,
 )
 from resrepro.runs.status import run_status
+from resrepro.training.trainer import train
 
 ROWS = [
     Row(5, 0.4, 0.02, 2.3025850929940455, 89.84375, 2.25, 100 / 3, 0.125),
@@ -517,6 +519,24 @@ def test_a_run_that_has_just_begun_does_not_give_way(
         with pytest.raises(Locked), RunDirectory(path).opened(config):
             pass
         assert RunDirectory(path).config() == config
+
+
+def test_a_checkpoint_protects_its_run_where_config_yaml_is_lost(
+    quick: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = quick()
+    train(config, Watcher())
+    files = {file: file.read_bytes() for file in config.directory.iterdir()}
+    (config.directory / "config.yaml").unlink()
+    other = quick("recipe.learning_rate=0.5")
+    with (
+        pytest.raises(ConfigError, match=r"another run, whose config\.yaml is lost; give"),
+        RunDirectory(config.directory).opened(other),
+    ):
+        pass
+    with RunDirectory(config.directory).opened(config):
+        pass
+    assert {file: file.read_bytes() for file in files} == files
 
 
 # A directory that protects nothing

@@ -298,6 +298,18 @@ def test_a_source_without_checkpoint_is_refused(
         constructed_from(run, 14)
 
 
+def test_a_source_whose_last_checkpoint_is_damaged_is_refused(
+    quick: Callable[..., Config],
+) -> None:
+    """The one before is that of a net half trained."""
+    config = quick("model=plain", "evaluate_every=2")
+    train(config, Watcher())
+    (config.directory / "checkpoint.pt").write_bytes(b"damaged")
+    made = constructed_from(RunDirectory(config.directory), 14)
+    with pytest.raises(ResreproError, match="the last checkpoint is damaged"):
+        train(made, Watcher())
+
+
 def test_a_source_trained_anew_is_another_source(
     trained: dict[str, Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

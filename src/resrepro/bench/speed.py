@@ -5,6 +5,7 @@ falls on all alike; ratios are worth more than seconds.
 """
 
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -139,8 +140,8 @@ class Settings:
             raise ConfigError(f"image_size={said}: must be from 8 to {WIDEST_IMAGE} pixels each")
         if self.repeats < 1:
             raise ConfigError(f"repeats={self.repeats}: must be 1 or more")
-        if not self.seconds > 0:
-            raise ConfigError(f"seconds={self.seconds}: must be more than 0")
+        if not 0 < self.seconds < math.inf:
+            raise ConfigError(f"seconds={self.seconds}: must be more than 0, and finite")
 
 
 def bench(runs: list[Config], settings: Settings, folder: Path) -> list[Speed]:

@@ -55,19 +55,21 @@ def meanings(command: str, chosen: dict[str, Any], config_dir: str | None = None
     A file of a group that does not say it of a key means what the group's others say.
     """
     package = files("resrepro.conf")
-    about = comments((package / f"{command}.yaml").read_text())
+    about = comments((package / f"{command}.yaml").read_text("utf-8"))
     for group, choice in chosen.items():
         others = sorted(
             file.name for file in (package / group).iterdir() if file.name.endswith(".yaml")
         )
         texts = [
-            (package / group / name).read_text() for name in others if name != f"{choice}.yaml"
+            (package / group / name).read_text("utf-8")
+            for name in others
+            if name != f"{choice}.yaml"
         ]
         own = [
             package / group / f"{choice}.yaml",
             Path(config_dir or "") / group / f"{choice}.yaml",
         ]
-        texts += [file.read_text() for file in own if file.is_file()]  # the last one counts
+        texts += [file.read_text("utf-8") for file in own if file.is_file()]  # the last one counts
         prefix = group.replace("/", ".")
         for text in texts:
             about |= {f"{prefix}.{key}": words for key, words in comments(text).items()}

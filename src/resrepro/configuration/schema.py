@@ -318,7 +318,10 @@ def typed(schema: type[Schema], composed: DictConfig | Mapping[str, Any]) -> Sch
     try:
         _check_groups(schema, composed)
         merged = OmegaConf.merge(OmegaConf.structured(schema), cast(DictConfig, composed))
-        return cast(Schema, OmegaConf.to_object(merged))
+        made = cast(Schema, OmegaConf.to_object(merged))
+        if OmegaConf.is_config(composed) and (missing := OmegaConf.missing_keys(composed)):
+            raise ConfigError(f"{min(missing)} is not given")  # merging has taken the default
+        return made
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error, schema, composed)) from error
     except OverflowError as error:  # an integer where a float is wanted

@@ -16,7 +16,10 @@ from resrepro.errors import ConfigError
 
 PATHS = frozenset({"outputs", "run", "data.root", "data.archive", "data.cache"})
 SEVERAL = ("run",)  # which a shell's {a,b} makes several words of
-FLAGS = "--help, -m, --config-dir DIR, --cfg job, --extension FILE.py"
+FLAGS = (
+    "--help, -m, --config-dir DIR, --cfg job, --extension FILE.py, for reproduce --dry-run, for "
+    "status --watch"
+)
 MOST_RUNS = 10_000  # of a sweep; composing one takes a twentieth of a second
 
 

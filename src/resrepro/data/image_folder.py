@@ -141,6 +141,11 @@ def _decode(splits: tuple[Classes, Classes], size: int | None) -> Arrays:
     total = sum(len(files) for classes in splits for files in classes.values())
     first = next(iter(splits[0].values()))[0]
     image = _open(first)
+    if not size and image.width != image.height:
+        raise ResreproError(
+            f"{first} is {image.width}x{image.height} pixels, and no square; data.image_size=N "
+            "averages the central square of each image down to one size"
+        )
     side = squared(image, size, first).width if size else image.width
     arrays: list[np.ndarray] = []
     with bar(total, "decoding images", "image") as progress, warnings.catch_warnings():

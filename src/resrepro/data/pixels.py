@@ -17,9 +17,10 @@ def squared(image: Image.Image, size: int, name: object) -> Image.Image:
     width, height = image.size
     side = min(width, height)
     if side < size:
+        what = f"give {side} or less" if side >= SMALLEST else f"{SMALLEST} or more are needed"
         raise ResreproError(
             f"{name} is {width}x{height} pixels, and data.image_size={size} only averages down; "
-            f"give {side} or less"
+            f"{what}"
         )
     left, top = (width - side) // 2, (height - side) // 2
     box = (left, top, left + side, top + side)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from resrepro.configuration.schema import Config, Optimizer, differences
-from resrepro.errors import ResreproError
+from resrepro.errors import ConfigError, ResreproError
 from resrepro.runs.run_directory import Row, RunDirectory, find_experiments, find_runs
 
 PAPER_WIDTH = 16
@@ -293,8 +293,11 @@ def choose_experiment(outputs: str, experiment: str | None) -> str:
     """The experiment asked for, or the only one there is.
 
     Raises:
+        ConfigError: it is empty.
         ResreproError: there is none, or there are several.
     """
+    if experiment == "":
+        raise ConfigError("experiment=: is empty; name an experiment's folder")
     if experiment is not None:
         return experiment
     there_are = find_experiments(outputs)
@@ -313,10 +316,20 @@ def collect(outputs: str, experiment: str) -> list[Group]:
     """
     runs: dict[str, list[Run]] = {}
     missing: dict[str, list[str]] = {}
-    for directory in find_runs(outputs, experiment):
-        config, (summary, rows) = directory.config(), directory.results()
+    directories = find_runs(outputs, experiment)
+    held: dict[str, RunDirectory] = {}  # by each run's name, the directory that is called so
+    for directory in directories:
+        name = directory.config().name
+        if name == directory.name or name not in held:
+            held[name] = directory
+    for directory in directories:
+        config = directory.config()
         tag = _base_tag(config)
         lacks = missing.setdefault(tag, [])
+        if directory is not held[config.name]:
+            lacks.append(f"{directory.name} is left out: it is a copy of {config.name}")
+            continue
+        summary, rows = directory.results()
         run = Run(directory, config, summary or {}, rows, directory.responses())
         if not run.rows:
             lacks.append(f"{directory.name} has not been evaluated yet")

@@ -377,7 +377,9 @@ def _family_lines(group: Group) -> dict[str, Any]:
 
 def _error_vs_depth(group: Group, nets: list[Net], axis: Axes) -> None:
     colour, ends = _family_colours(group), {}
-    every = [max(error, FLOOR) for error in _final_errors(nets)]
+    made = _constructed(group, nets)
+    errors = [*_final_errors(nets), *(run.final_test_error for run in made)]
+    every = [max(error, FLOOR) for error in errors]
     depths = sorted({net.depth for net in nets})
     wide = max(depths) / min(depths) > 6
     for model in group.families:
@@ -396,7 +398,6 @@ def _error_vs_depth(group: Group, nets: list[Net], axis: Axes) -> None:
                     _ticks(axis, net.depth, values, side, wide, colour[model])
             if own and quantity == "final_test_error":
                 ends[model] = (at[-1], means[-1])
-    made = _constructed(group, nets)
     if made:
         origin = made[0].origin or 0
         at = sorted({origin, *(run.config.depth for run in made)})

@@ -22,11 +22,10 @@ def responses(run: RunDirectory) -> list[float]:
     net is in evaluation mode, on the run's device, where it is here, and in its arithmetic.
 
     Raises:
-        ResreproError: the data set cannot be had, or the checkpoint, which there must be.
+        ResreproError: the data set or the checkpoint of the run's end cannot be had.
     """
     config = run.config()
-    checkpoint, _ = run.load_checkpoint(config)
-    assert checkpoint is not None
+    checkpoint = run.load_final_checkpoint()
     data = load(config.data)
     if data.digest != checkpoint["data_digest"]:
         raise ResreproError("the data set is not the one it was trained on")

@@ -51,6 +51,10 @@ class Row:
 COLUMNS = tuple(field.name for field in fields(Row))
 
 
+class _OfAnotherRun(ValueError):  # noqa: N818 (it is)
+    """A checkpoint whose configuration is not the run's."""
+
+
 class RunDirectory:
     """The files of one run: config.yaml, metrics.csv, summary.json, checkpoints, and the rest."""
 
@@ -83,6 +87,8 @@ class RunDirectory:
             Locked: another process has it; the message names it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        if self._is_worth_keeping():
+            self._refuse_another(config)  # of which not even the lock is touched
         with ExitStack() as stack:
             try:
                 stack.enter_context(self.locked())
@@ -102,18 +108,27 @@ class RunDirectory:
             ConfigError: it holds another configuration.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        if not self.has_checkpoint() and not self._has_rows():
+        if not self._is_worth_keeping():
             self._make_way(config)
         self._refuse_another(config)
         if not self.exists() or self.config().name != config.name:
             self._write_config(config)
 
+    def _is_worth_keeping(self) -> bool:
+        return self.has_checkpoint() or self._has_rows()
+
     def _refuse_another(self, config: Config) -> None:
-        if self.exists() and (differ := differences(self.config(), config)):
+        there_is = ""
+        if not self.exists():
+            if self._has_anothers_checkpoint(config):
+                there_is = "the checkpoint of another run, whose config.yaml is lost"
+        elif differ := differences(self.config(), config):
             values = [f"{key} {there}, here {here}" for key, (there, here) in differ.items()]
+            there_is = f"another configuration ({'; '.join(values)})"
+        if there_is:
             raise ConfigError(
-                f"{self.path} holds another configuration ({'; '.join(values)}); give this "
-                "run a place of its own with tag=WORD or experiment=NAME"
+                f"{self.path} holds {there_is}; give this run a place of its own with tag=WORD or "
+                "experiment=NAME"
             )
 
     def _make_way(self, config: Config) -> None:
@@ -138,7 +153,7 @@ class RunDirectory:
         """
         if self._config is None:
             try:
-                content = yaml.load(self._config_file.read_text(), SAFE_LOADER)  # noqa: S506
+                content = yaml.load(self._config_file.read_bytes(), SAFE_LOADER)  # noqa: S506
                 if not isinstance(content, dict):
                     raise ValueError("it holds no configuration")
                 self._config = from_mapping(content, is_used=False)
@@ -348,6 +363,25 @@ class RunDirectory:
             )
         return None, None
 
+    def load_final_checkpoint(self) -> dict[str, Any]:
+        """The newest checkpoint, which of a complete run must be that of its end.
+
+        Raises:
+            ResreproError: there is none, or it is damaged or lost.
+        """
+        state, warning = self.load_checkpoint(self.config())
+        if state is None:
+            raise ResreproError(f"{self.path} has no checkpoint; train the run first")
+        summary = self.summary()
+        end = summary["iteration"] if summary and summary["status"] == "complete" else None
+        if end not in (None, state["iteration"]):
+            raise ResreproError(
+                f"{self.path}: the last checkpoint is {'damaged' if warning else 'lost'}, that of "
+                f"iteration {state['iteration']} is left; the run's command, given again, goes on "
+                "from there"
+            )
+        return state
+
     def _has_rows(self) -> bool:
         """Whether anything was ever evaluated, as far as the files tell."""
         try:
@@ -372,6 +406,16 @@ class RunDirectory:
             raise ResreproError(f"{newest} is missing: train the run first")
         return _sha256(newest.read_bytes())
 
+    def _has_anothers_checkpoint(self, config: Config) -> bool:
+        def is_anothers(file: Path) -> bool:
+            try:
+                self._read_checkpoint(file, config)
+            except Exception as error:  # damage is told where a checkpoint is needed
+                return isinstance(error, _OfAnotherRun)
+            return False
+
+        return any(map(is_anothers, filter(Path.exists, self._checkpoint_files)))
+
     def _read_checkpoint(self, file: Path, config: Config) -> dict[str, Any]:
         import torch
 
@@ -383,7 +427,7 @@ class RunDirectory:
         if state["format"] not in (1, CHECKPOINT_FORMAT):
             raise ValueError(f"has format {state['format']}, and {CHECKPOINT_FORMAT} is read here")
         if state["config_hash"] != config_hash(config):
-            raise ValueError("belongs to another run")
+            raise _OfAnotherRun("belongs to another run")
         return dict(state)
 
     # train.log and the lock
@@ -392,7 +436,7 @@ class RunDirectory:
         """Appends a line to train.log."""
         path = self.path / "train.log"
         try:
-            with path.open("a") as file:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         except OSError as error:
             raise cannot_be_written(path, error) from error
@@ -441,7 +485,7 @@ class RunDirectory:
     def holder(self) -> str:
         """Who has the lock, or had it last, in words."""
         try:
-            return (self.path / ".holder").read_text()
+            return (self.path / ".holder").read_text("utf-8")
         except OSError:
             return "another process"
 
@@ -546,12 +590,14 @@ def _write_json(file: Path, body: dict[str, Any]) -> None:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         body: dict[str, Any] = json.loads(file.read_bytes())
-        digest = body.pop("digest")
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ResreproError(f"{file} is damaged: {one_line(error)}") from error
-    if digest != _json_digest(body):
-        raise ResreproError(f"{file} is damaged: its digest does not fit")
-    return body
+        if body.pop("digest") == _json_digest(body):
+            return body
+    except (ValueError, AttributeError, KeyError, TypeError):
+        pass
+    raise ResreproError(
+        f"{file} is damaged: it is not what was written; the run's command, given again, restores "
+        "it"
+    )
 
 
 def _json_digest(body: dict[str, Any]) -> str:

@@ -254,8 +254,7 @@ def _construct(network: networks.CifarNet, model: Model, origin: Constructed) ->
     source = RunDirectory(Path(origin.run))
     if source.checkpoint_digest() != origin.weights:
         raise ResreproError(f"{source.path} has been trained on since this run was constructed")
-    checkpoint, _ = source.load_checkpoint(source.config())
-    assert checkpoint is not None
+    checkpoint = source.load_final_checkpoint()
     classes, channels = network.fc.out_features, network.conv.in_channels
     shallow = networks.build(model, origin.depth, classes, channels)
     shallow.load_state_dict(checkpoint["network"])
