@@ -30,6 +30,8 @@ def test_a_run_is_trained_and_read(trained: Experiment) -> None:
     assert run.summary["status"] == "complete"
     assert run.curve["iteration"].tolist() == [1, 2, 3, 4, 5]
     assert run.curve["test_error"][-1] == run.summary["final_test_error"]
+    assert "plain-8-s1" in trained
+    assert "plain-8-s2" not in trained
     with pytest.raises(KeyError, match="there are plain-8-s0, plain-8-s1"):
         trained["plain-8-s2"]
 

@@ -120,6 +120,10 @@ class Experiment:
                 return run
         raise KeyError(f"{name}; there are {', '.join(run.name for run in self.runs)}")
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a run of a name."""
+        return any(run.name == name for run in self.runs)
+
     def curves(self) -> "pd.DataFrame":
         """A row an evaluation: the run, its model, depth, seed and tag, and its errors.
 
