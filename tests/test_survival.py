@@ -172,10 +172,13 @@ def test_killed_in_the_write_of_a_checkpoint(
 ) -> None:
     """Each step of the first checkpoint's write, and of those that replace one."""
     run, words = tmp_path / "digits" / NAME, train_words(tmp_path)
-    partials = 0
+    kills = partials = 0
     for operation in range(1, survival.thorough(9, 30)):
         life = nursery.start(words, Moment("checkpoint file", operation, torn=torn))
-        assert life.wait() == -signal.SIGKILL, f"no operation {operation}: {life.err}"
+        if (status := life.wait()) == 0:
+            break  # a fast machine writes fewer checkpoints than that
+        assert status == -signal.SIGKILL, life.err
+        kills += 1
         half_written = list(run.glob(".checkpoint.pt.*.partial"))
         if half_written:
             (partial_file,) = half_written  # that of the life before is swept away
@@ -186,7 +189,7 @@ def test_killed_in_the_write_of_a_checkpoint(
             break
         assert survival.standing_of(run) == "killed"
     assert partials >= 2, "no life ended within the write of a checkpoint"
-    survival.say(f"{operation} kills in the write of a checkpoint, {partials} with half a file")
+    survival.say(f"{kills} kills in the write of a checkpoint, {partials} with half a file")
     assert nursery.start(words).wait() == 0
     assert unequal(run, unbroken[0]) == []
 

@@ -195,6 +195,16 @@ def test_a_summary_with_another_number_in_it_is_damaged(run: RunDirectory) -> No
         fresh(run).summary()
 
 
+def test_the_same_number_written_otherwise_is_damage(run: RunDirectory) -> None:
+    """A digit beyond a number's precision, too."""
+    file = run.path / "metrics.csv"
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"0.5", b"0.50"))
+    assert file.read_bytes() != content
+    with pytest.raises(ResreproError, match="it is not what summary"):
+        fresh(run).metrics()
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "summary.json"])
 def test_a_file_of_another_run_is_noticed(
     name: str,

@@ -223,7 +223,9 @@ class RunDirectory:
             if _sha256(content) == summary["metrics_sha256"]:
                 return summary, rows
             # It may have grown since the summary was read.
-            if len(rows) == count and _sha256(_csv(rows)) == summary["metrics_sha256"]:
+            before = _csv(rows)
+            grown = len(rows) == count and content.startswith(before)
+            if grown and _sha256(before) == summary["metrics_sha256"]:
                 return summary, rows
         except (OSError, ValueError, TypeError, IndexError, csv.Error):
             pass
