@@ -175,9 +175,9 @@ def test_killed_in_the_write_of_a_checkpoint(
     kills = partials = 0
     for operation in range(1, survival.thorough(9, 30)):
         life = nursery.start(words, Moment("checkpoint file", operation, torn=torn))
-        if (status := life.wait()) == 0:
-            break  # a fast machine writes fewer checkpoints than that
-        assert status == -signal.SIGKILL, life.err
+        if (status := life.wait()) == 0 and operation > 8:
+            break  # two checkpoints' writes are always there, a fast machine makes few more
+        assert status == -signal.SIGKILL, f"no operation {operation}: {life.err}"
         kills += 1
         half_written = list(run.glob(".checkpoint.pt.*.partial"))
         if half_written:

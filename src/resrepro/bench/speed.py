@@ -145,7 +145,7 @@ class Settings:
 
 
 def bench(runs: list[Config], settings: Settings, folder: Path) -> list[Speed]:
-    """Measures some configurations at some image sizes; writes what is to be kept of it."""
+    """Measures some configurations at some image sizes; writes bench.json and its pictures."""
     measured = []
     total = len(runs) * len(settings.image_sizes) * settings.repeats
     with bar(total, "bench", "repeat") as progress:
@@ -198,8 +198,9 @@ def measure(
             loops["conventional"] = conventional(config, data, device)
         multiply, operations = matrix_product(device, config.precision)
         copy, copied = large_copy(device)
-        for name in loops.keys() - counts.keys():
-            counts[name] = iterations_for(loops[name], settings, clock)
+        for name, loop in loops.items():
+            if name not in counts:
+                counts[name] = iterations_for(loop, settings, clock)
         times: dict[str, list[float]] = defaultdict(list)
         parts: dict[str, list[float]] = defaultdict(list)
         for _ in range(settings.repeats):

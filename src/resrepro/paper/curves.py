@@ -317,16 +317,16 @@ def collect(outputs: str, experiment: str) -> list[Group]:
     runs: dict[str, list[Run]] = {}
     missing: dict[str, list[str]] = {}
     directories = find_runs(outputs, experiment)
-    held: dict[str, RunDirectory] = {}  # by each run's name, the directory that is called so
+    originals: dict[str, RunDirectory] = {}  # by each run's name, the directory that is called so
     for directory in directories:
         name = directory.config().name
-        if name == directory.name or name not in held:
-            held[name] = directory
+        if name == directory.name or name not in originals:
+            originals[name] = directory
     for directory in directories:
         config = directory.config()
         tag = _base_tag(config)
         lacks = missing.setdefault(tag, [])
-        if directory is not held[config.name]:
+        if directory is not originals[config.name]:
             lacks.append(f"{directory.name} is left out: it is a copy of {config.name}")
             continue
         summary, rows = directory.results()

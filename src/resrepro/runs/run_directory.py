@@ -371,12 +371,12 @@ class RunDirectory:
         Raises:
             ResreproError: there is none, or it is damaged or lost.
         """
-        state, warning = self.load_checkpoint(self.config())
+        config, summary = self.config(), self.summary()
+        state, warning = self.load_checkpoint(config)
         if state is None:
             raise ResreproError(f"{self.path} has no checkpoint; train the run first")
-        summary = self.summary()
-        end = summary["iteration"] if summary and summary["status"] == "complete" else None
-        if end not in (None, state["iteration"]):
+        is_complete = summary is not None and summary["status"] == "complete"
+        if is_complete and state["iteration"] != config.recipe.iterations:
             raise ResreproError(
                 f"{self.path}: the last checkpoint is {'damaged' if warning else 'lost'}, that of "
                 f"iteration {state['iteration']} is left; the run's command, given again, goes on "
